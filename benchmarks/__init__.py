@@ -1,0 +1,1 @@
+"""Measurements and experiments around `fastassoc`; run from the root of the repository."""

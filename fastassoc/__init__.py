@@ -1,0 +1,18 @@
+"""Fast, exact losses for "Learning by Association" (Haeusser, Mordvintsev, Cremers, CVPR 2017)."""
+
+from typing import Any
+
+from fastassoc.api import WalkStatistics, walker_visit_loss
+from fastassoc.nn import WalkerVisitLoss
+from fastassoc.version import __version__
+
+__all__ = ["WalkStatistics", "WalkerVisitLoss", "__version__", "reference", "walker_visit_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    # The specification is there for comparison; the product never loads it.
+    if name == "reference":
+        import importlib
+
+        return importlib.import_module("fastassoc.reference")
+    raise AttributeError(f"module 'fastassoc' has no attribute {name!r}")

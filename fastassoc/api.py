@@ -1,0 +1,212 @@
+"""The public function and its statistics."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from fastassoc import validation
+from fastassoc.autograd import Options, WalkerVisitFunction
+from fastassoc.backends import Backend, choose_backend
+from fastassoc.classes import ClassBlocks
+
+
+class WalkStatistics(NamedTuple):
+    """What a walk did, for logging. No field carries a gradient; all are float32 (float64 for float64 inputs)."""
+
+    walker: Tensor
+    """0-d: the walker loss without its weight (eq 6, 7)."""
+    visit: Tensor
+    """0-d: the visit loss without its weight (eq 8, 10)."""
+    p_correct: Tensor
+    """0-d, in [0, 1]: the mean probability that a round trip ends in the class where it began (eq 4)."""
+    accuracy_estimate: Tensor
+    """0-d, in [0, 1]: the mean over rows of the square root of that probability, the original code's estimate of the
+    accuracy of a single step."""
+    visit_probability: Tensor
+    """[M], sums to one: how often the walker meets each row of ``b`` (eq 9)."""
+
+
+@overload
+def walker_visit_loss(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    walker_weight: float | Tensor = ...,
+    visit_weight: float | Tensor = ...,
+    similarity: str = ...,
+    temperature: float | Tensor = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_stats: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def walker_visit_loss(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    walker_weight: float | Tensor = ...,
+    visit_weight: float | Tensor = ...,
+    similarity: str = ...,
+    temperature: float | Tensor = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_stats: bool,
+    backend: str = ...,
+) -> Tensor | tuple[Tensor, WalkStatistics]: ...
+
+
+def walker_visit_loss(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    walker_weight: float | Tensor = 1.0,
+    visit_weight: float | Tensor = 1.0,
+    similarity: str = "dot",
+    temperature: float | Tensor = 1.0,
+    eps: float = 1e-8,
+    ignore_index: int | None = None,
+    return_stats: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, WalkStatistics]:
+    r"""Walker and visit loss of "Learning by Association": ``walker_weight * walker + visit_weight * visit``.
+
+    A walker steps from a labelled row ``a_i`` to an unlabelled row ``b_j`` and back to ``a_k``:
+
+        s_ij      = similarity(a_i, b_j) / temperature                                               eq 1
+        p_ab_ij   = softmax over j of s_ij          p_ba_ji = softmax over i of s_ij                 eq 2
+        p_aba_ik  = sum_j p_ab_ij p_ba_jk                                                            eq 3
+        visit_j   = mean_i p_ab_ij                                                                   eq 9
+        walker    = -mean_i mean_{k: label_k = label_i} log((eps + p_aba_ik) / (1 + N eps))          eq 6, 7
+        visit     = -mean_j log((eps + visit_j) / (1 + M eps))                                       eq 8, 10
+
+    The walker loss is smallest when every round trip ends in the class where it began, the visit loss when all rows of
+    ``b`` are met equally often. Beyond small batches no N x N or N x M matrix is held: memory beyond inputs and
+    gradients is ``O(N + M + sum over classes of n_c^2)`` plus a workspace of at most 48 MiB (more from N = 16,384 on,
+    where the smallest tiles outgrow it), forward and backward.
+
+    Args:
+        a: [N, D] embeddings of labelled samples; float16, bfloat16, float32 or float64.
+        b: [M, D] embeddings of unlabelled samples, dtype and device of ``a``. Under autocast the dtypes may differ;
+            both are then taken as float32.
+        labels: [N], any integer or bool dtype, arbitrary values, on the CPU or beside ``a``.
+        walker_weight: factor of the walker loss; a 0-d tensor receives a gradient. The float 0 skips the term's work.
+        visit_weight: factor of the visit loss, likewise.
+        similarity: "dot", ``a_i . b_j``; "cosine", ``a_i . b_j / (|a_i| |b_j|)``, 0 for a zero row; "euclidean",
+            ``-|a_i - b_j|^2``.
+        temperature: divides the similarities; a 0-d tensor receives a gradient.
+        eps: added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's plain
+            cross-entropy, which is infinite where a probability underflows to 0.
+        ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there.
+        return_stats: also return `WalkStatistics`. They include both terms, even one of weight 0.
+        backend: "auto" (by device), "cpu" or "triton"; one named explicitly never falls back to another.
+
+    Returns:
+        The loss, 0-d, float32 (float64 for float64 inputs); with ``return_stats`` the pair ``(loss, statistics)``.
+
+    Products, sums and logarithms are accumulated in float32 (float64 for float64 inputs) whatever the dtype of the
+    inputs; gradients come back in the dtype of their inputs, and cannot be differentiated again. Results are the same
+    to the bit on every run with the same number of threads. Finite inputs whose similarities are finite in float32
+    give a finite loss (for ``eps`` > 0); NaN or infinity in ``a`` or ``b`` gives NaN.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape or value.
+        RuntimeError: tensors on different devices, or a backend that cannot run here.
+
+    Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017; values and gradients follow the
+    authors' implementation.
+    """
+    validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
+    autocast = isinstance(a, Tensor) and torch.is_autocast_enabled(a.device.type)
+    validation.check_embeddings(a, b, autocast)
+    validation.check_labels(labels, a)
+    chosen = choose_backend(backend, a.device)
+
+    dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+    if a.dtype != b.dtype:
+        a, b = a.to(dtype), b.to(dtype)
+    weightless = _is_zero(walker_weight), _is_zero(visit_weight)
+    # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
+    no_loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0 if all(weightless) else None
+    if no_loss is not None and not return_stats:
+        return no_loss
+    walker, visit = (return_stats or not zero for zero in weightless)
+    blocks = _class_blocks(chosen, labels, ignore_index, b.shape[0], dtype)
+    with torch.autocast(a.device.type, enabled=False):
+        a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
+    needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b, bias_a, bias_b))
+    options = Options(chosen, blocks, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
+    walker_loss, visit_loss, correct, visit_probability = WalkerVisitFunction.apply(  # type: ignore[no-untyped-call]
+        a, b, bias_a, bias_b, options
+    )
+    loss = no_loss if no_loss is not None else _weighted(walker_loss, walker_weight, visit_loss, visit_weight)
+    if not return_stats:
+        return loss
+    statistics = WalkStatistics(
+        walker_loss.detach(), visit_loss.detach(), correct.mean(), correct.sqrt().mean(), visit_probability
+    )
+    return loss, statistics
+
+
+def _class_blocks(
+    backend: Backend, labels: Tensor, ignore_index: int | None, columns: int, dtype: torch.dtype
+) -> ClassBlocks:
+    labels = labels.to(torch.int64)
+    kept_rows = None
+    if ignore_index is not None:
+        kept_rows = (labels != ignore_index).nonzero().view(-1)
+        validation.check_rows_left(kept_rows.shape[0], ignore_index)
+        if kept_rows.shape[0] == labels.shape[0]:
+            kept_rows = None
+    return backend.class_blocks(labels, kept_rows, columns, dtype)
+
+
+def _dot_form(
+    a: Tensor, b: Tensor, similarity: str, temperature: float | Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
+    """``(a, b, bias_a, bias_b, scale)`` with ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
+    bias_a = bias_b = None
+    scale = 1.0
+    if similarity == "cosine":
+        a, b = _unit_rows(a, dtype), _unit_rows(b, dtype)
+    elif similarity == "euclidean":
+        bias_a, bias_b = (torch.linalg.vector_norm(x, dim=1, dtype=dtype).square().neg() for x in (a, b))
+        scale = 2.0
+    if isinstance(temperature, Tensor):
+        a = a.to(dtype) / temperature
+    else:
+        scale /= float(temperature)
+    if bias_a is not None and bias_b is not None and not (isinstance(temperature, float) and temperature == 1.0):
+        bias_a, bias_b = bias_a / temperature, bias_b / temperature
+    return a, b, bias_a, bias_b, scale
+
+
+def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows over their norms; a zero row stays zero, with a finite gradient."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype)
+    unit: Tensor = x.to(dtype) / norm.where(norm > 0.0, 1.0)
+    return unit
+
+
+def _is_zero(weight: float | Tensor) -> bool:
+    return not isinstance(weight, Tensor) and weight == 0.0
+
+
+def _weighted(
+    walker: Tensor | None, walker_weight: float | Tensor, visit: Tensor | None, visit_weight: float | Tensor
+) -> Tensor:
+    terms = [
+        term if isinstance(weight, float) and weight == 1.0 else term * weight
+        for term, weight in ((walker, walker_weight), (visit, visit_weight))
+        if term is not None and not _is_zero(weight)
+    ]
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]

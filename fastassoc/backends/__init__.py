@@ -1,0 +1,107 @@
+"""The backend protocol: the passes behind the loss, and their choice by device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastassoc.classes import ClassBlocks
+
+Saved = tuple[Tensor | None, ...]
+Needs = tuple[bool, bool, bool, bool]
+
+
+class Problem(NamedTuple):
+    """What every pass reads. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
+
+    a: Tensor
+    """[N, D], rows in the order of ``blocks``."""
+    b: Tensor
+    """[M, D]."""
+    bias_a: Tensor | None
+    """[N] in the accumulation dtype, rows in the order of ``blocks``."""
+    bias_b: Tensor | None
+    """[M] in the accumulation dtype."""
+    scale: float
+    eps: float
+    blocks: ClassBlocks
+    walker: bool
+    """Whether the round trips are wanted."""
+    visit: bool
+    """Whether the visits are wanted."""
+    dtype: torch.dtype
+    """Accumulation dtype: float64 for float64, else float32."""
+
+
+class Walks(NamedTuple):
+    """What the forward passes leave behind."""
+
+    p_aba: Tensor | None
+    """Flat class blocks (`ClassBlocks.views`) of the round trips, or None where they are not wanted."""
+    visit_probability: Tensor | None
+    """[M], or None where it is not wanted."""
+    saved: Saved
+    """Tensors that the backend wants back in `Backend.gradients`; empty where no gradient is needed."""
+
+
+class LossGradient(NamedTuple):
+    """The loss differentiated by ``p_aba`` and by the visits' share of ``p_ab``, and what that was computed from."""
+
+    p_aba: Tensor | None
+    g: Tensor | None
+    """Flat class blocks of dL/dp_aba; None without a walker gradient."""
+    h: Tensor | None
+    """[M], dL/dp_ab_ij of the visit loss, the same for every row i; None without a visit gradient."""
+    grad_visit: Tensor | None
+    """0-d: the upstream gradient of the visit loss, already in ``h``."""
+
+    def rho(self, blocks: ClassBlocks, rho_visit: Tensor | None) -> Tensor:
+        """[N]: ``sum_j p_ab_ij dL/dp_ab_ij``, ``rho_visit_i = sum_j p_ab_ij h_j`` at an upstream gradient of 1."""
+        rho = None if self.g is None or self.p_aba is None else blocks.row_sums(self.g * self.p_aba)
+        if self.grad_visit is None or rho_visit is None:
+            assert rho is not None
+            return rho
+        return rho_visit * self.grad_visit if rho is None else rho.addcmul_(rho_visit, self.grad_visit)
+
+
+class Gradients(NamedTuple):
+    """Gradients, ``a`` and ``bias_a`` with rows in the order of the blocks; None where not asked for."""
+
+    a: Tensor | None
+    b: Tensor | None
+    bias_a: Tensor | None
+    bias_b: Tensor | None
+
+
+class Backend(Protocol):
+    """The passes, in order. Where ``b`` is split over ranks, what crosses ranks never grows with M."""
+
+    def class_blocks(self, labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> ClassBlocks:
+        """The blocks that suit the backend at this size; rows outside ``kept_rows`` take no part."""
+
+    def walks(self, problem: Problem, needs_gradient: bool) -> Walks:
+        """Row and column normalisers, visits and round trips."""
+
+    def gradients(self, problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
+        """``da = scale ds b``, ``db = scale ds' a``, the row and the column sums of ``ds``: those asked for."""
+
+
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The backend of that name, or by device for "auto"; RuntimeError where it cannot run."""
+    if name == "triton":
+        raise RuntimeError("backend 'triton' cannot run: this version of fastassoc has no Triton kernels yet")
+    if device.type != "cpu":
+        raise RuntimeError(
+            f"backend {name!r} cannot run on {device}: this version of fastassoc has only the CPU backend"
+        )
+    from fastassoc.backends import cpu
+
+    return cpu
+
+
+def visit_gradient(visit_probability: Tensor, eps: float, rows: int, columns: int) -> Tensor:
+    """``h_j = -1 / (N M (eps + visit_j))``: d visit / d p_ab_ij for any row i."""
+    denominator = (visit_probability + eps).clamp_min_(torch.finfo(visit_probability.dtype).tiny)
+    return denominator.mul_(-rows * columns).reciprocal_()

@@ -1,0 +1,210 @@
+"""Tiles of the scores for the CPU passes: their split, their memory and the matrix product that fills them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastassoc.backends import Gradients, Problem
+
+_TILE_BYTES = 4 * 2**20
+_MIN_COLUMNS = 256
+_WORKSPACE_BYTES = 48 * 2**20
+"""Bound on the scratch tiles and the kept tiles together."""
+_SCRATCH_TILES = 3
+
+
+class Tile(NamedTuple):
+    """Columns ``start`` to ``stop``; ``kept`` is [N, stop - start] where the tile outlives its sweep, else None."""
+
+    start: int
+    stop: int
+    kept: Tensor | None
+
+
+class Tiling:
+    """The split of the M columns into tiles. As many as the workspace holds are kept for the sweeps that follow."""
+
+    def __init__(self, problem: Problem) -> None:
+        rows, columns = problem.a.shape[0], problem.b.shape[0]
+        bytes_per_column = rows * problem.dtype.itemsize
+        width = max(_MIN_COLUMNS, _TILE_BYTES // bytes_per_column)
+        count = -(-columns // width)
+        if count > 1:
+            # Even tiles, each a multiple of the longest vector.
+            width = -(-columns // (count * 16)) * 16
+        self.rows = rows
+        self.columns = columns
+        self.width = min(width, columns)
+        self.kept_columns = min(self.keep_limit(problem) * self.width, columns)
+
+    def keep_limit(self, problem: Problem) -> int:
+        """How many tiles the workspace holds beside the scratch."""
+        tile_bytes = self.rows * self.width * problem.dtype.itemsize
+        return max(0, _WORKSPACE_BYTES // tile_bytes - _SCRATCH_TILES)
+
+    def tiles(self, kept: Tensor | None) -> Iterator[Tile]:
+        """Every tile in order; ``kept`` (flat, ``rows * kept_columns`` entries) is dealt out to the first of them."""
+        for start in range(0, self.columns, self.width):
+            stop = min(start + self.width, self.columns)
+            if kept is not None and stop <= self.kept_columns:
+                memory = kept[self.rows * start : self.rows * stop].view(self.rows, stop - start)
+                yield Tile(start, stop, memory)
+            else:
+                yield Tile(start, stop, None)
+
+    def kept_memory(self, problem: Problem) -> Tensor | None:
+        """Memory for the kept tiles, or None where not one fits."""
+        if not self.kept_columns:
+            return None
+        return problem.a.new_empty(self.rows * self.kept_columns, dtype=problem.dtype)
+
+
+class Scratch:
+    """A tile's worth of memory, used again by every tile of a sweep and by the sweeps that follow.
+
+    Each thread keeps its scratch: fresh memory costs a page fault for every 4 KiB, as long as the arithmetic on it.
+    """
+
+    _kept = threading.local()
+
+    def __init__(self, problem: Problem, tiling: Tiling, name: str) -> None:
+        self.rows = tiling.rows
+        entries = tiling.rows * tiling.width
+        memory = getattr(self._kept, name, None)
+        if memory is None or memory.dtype != problem.dtype or memory.numel() < entries:
+            memory = torch.empty(entries, dtype=problem.dtype)
+            if entries * problem.dtype.itemsize <= _TILE_BYTES:
+                setattr(self._kept, name, memory)
+        self.memory = memory
+
+    def shaped(self, tile: Tile, column_major: bool = False) -> Tensor:
+        """A dense [N, columns of the tile] matrix, its rows or its columns contiguous."""
+        columns = tile.stop - tile.start
+        memory = self.memory[: self.rows * columns]
+        return memory.view(columns, self.rows).t() if column_major else memory.view(self.rows, columns)
+
+
+class Scores:
+    """The scores ``s_ij`` of a tile, and their exponentials with shifts folded into the matrix product.
+
+    ``exp(s_ij - row_shift_i - column_shift_j)`` is one product of D + 2 terms, the shifts and biases riding along:
+    ``[scale a_i, bias_a_i - row_shift_i, 1] . [b_j, 1, bias_b_j - column_shift_j]``.
+    """
+
+    def __init__(self, problem: Problem, tiling: Tiling, column_major: bool = False) -> None:
+        self.problem = problem
+        self.width = tiling.width
+        self.column_major = column_major
+        a = problem.a.to(problem.dtype)
+        self.a = a if problem.scale == 1.0 else a * problem.scale
+        self.row_shift: Tensor | None = None
+        self.left: Tensor | None = None
+        self.right: Tensor | None = None
+
+    def shift_rows(self, row_shift: Tensor) -> None:
+        """Sets ``row_shift`` [N] for the exponentials that follow."""
+        self.row_shift = row_shift
+        self.left = None
+
+    def b_tile(self, tile: Tile) -> Tensor:
+        """[columns of the tile, D] of ``b`` in the accumulation dtype."""
+        return self.problem.b[tile.start : tile.stop].to(self.problem.dtype)
+
+    def raw(self, tile: Tile, out: Tensor) -> Tensor:
+        """``s`` of the tile."""
+        torch.mm(self.a, self.b_tile(tile).t(), out=out)
+        if self.problem.bias_a is not None:
+            out += self.problem.bias_a.unsqueeze(1)
+        if self.problem.bias_b is not None:
+            out += self.problem.bias_b[tile.start : tile.stop]
+        return out
+
+    def exponentials(self, tile: Tile, column_shift: Tensor | None, out: Tensor) -> Tensor:
+        """``exp(s_ij - row_shift_i - column_shift_j)`` of the tile, from the kept scores where there are any."""
+        assert self.row_shift is not None
+        shift = None if column_shift is None else column_shift[tile.start : tile.stop]
+        if tile.kept is not None:
+            torch.sub(tile.kept, self.row_shift.unsqueeze(1), out=out)
+            if shift is not None:
+                out -= shift
+            return out.exp_()
+        left, right = self._operands(tile)
+        bias = self.problem.bias_b
+        term = right[-1]
+        term.zero_()
+        if bias is not None:
+            term += bias[tile.start : tile.stop]
+        if shift is not None:
+            term -= shift
+        return torch.mm(left, right, out=out).exp_()
+
+    def _operands(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Both factors of the product of D + 2 terms; the last row of the right one is left to the caller."""
+        rows, depth = self.a.shape
+        # The product is fastest where the operand read along the tile's contiguous axis is contiguous along it too.
+        if self.left is None:
+            self.left = self.a.new_ones(depth + 2, rows).t() if self.column_major else self.a.new_ones(rows, depth + 2)
+            self.left[:, :depth] = self.a
+            assert self.row_shift is not None
+            term = self.left[:, depth]
+            torch.neg(self.row_shift, out=term)
+            if self.problem.bias_a is not None:
+                term += self.problem.bias_a
+        if self.right is None:
+            if self.column_major:
+                self.right = self.a.new_ones(self.width, depth + 2).t()
+            else:
+                self.right = self.a.new_ones(depth + 2, self.width)
+        right = self.right[:, : tile.stop - tile.start]
+        right[:depth] = self.problem.b[tile.start : tile.stop].t()
+        return self.left, right
+
+
+class GradientSums:
+    """Collects ``ds`` tile by tile into the gradients that are asked for: of ``a``, ``b``, ``bias_a``, ``bias_b``."""
+
+    def __init__(self, problem: Problem, scores: Scores, needs: tuple[bool, bool, bool, bool]) -> None:
+        self.problem = problem
+        self.scores = scores
+        rows, columns = problem.a.shape[0], problem.b.shape[0]
+        a = scores.a
+        self.da = torch.zeros_like(a) if needs[0] else None
+        self.db = torch.empty(problem.b.shape, dtype=problem.b.dtype) if needs[1] else None
+        self.dbias_a = a.new_zeros(rows) if needs[2] else None
+        self.dbias_b = a.new_empty(columns) if needs[3] else None
+
+    def add(self, tile: Tile, ds: Tensor) -> None:
+        """Adds a tile of ``ds``, row-major [N, columns of the tile]."""
+        if self.da is not None:
+            self.da.addmm_(ds, self.scores.b_tile(tile))
+        if self.db is not None:
+            self._add_db(ds, self.db[tile.start : tile.stop])
+        if self.dbias_a is not None:
+            self.dbias_a += ds.sum(1)
+        if self.dbias_b is not None:
+            torch.sum(ds, 0, out=self.dbias_b[tile.start : tile.stop])
+
+    def _add_db(self, ds: Tensor, db: Tensor) -> None:
+        """``db = ds' a``, one batch for each thread: the library splits one such product badly."""
+        rows, columns = ds.shape
+        parts = torch.get_num_threads()
+        if columns % parts:
+            parts = 1
+        left = ds.view(rows, parts, columns // parts).permute(1, 2, 0)
+        right = self.scores.a.expand(parts, -1, -1)
+        shape = (parts, columns // parts, right.shape[2])
+        if db.dtype == ds.dtype:
+            torch.bmm(left, right, out=db.view(shape))
+        else:
+            db.view(shape).copy_(torch.bmm(left, right))
+
+    def result(self) -> Gradients:
+        """The gradients, ``da`` with the scale that ``ds b`` lacks."""
+        if self.da is not None and self.problem.scale != 1.0:
+            self.da *= self.problem.scale
+        return Gradients(self.da, self.db, self.dbias_a, self.dbias_b)

@@ -1,0 +1,90 @@
+"""Labels to row order and class blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Bucket(NamedTuple):
+    """``blocks`` neighbouring blocks of ``size`` rows each, the first row being ``start``."""
+
+    start: int
+    blocks: int
+    size: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The bucket's rows of ``x`` [N, ...] as [blocks, size, ...]."""
+        rows: Tensor = x[self.start : self.start + self.blocks * self.size]
+        return rows.unflatten(0, (self.blocks, self.size))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class ClassBlocks(NamedTuple):
+    """Square diagonal blocks of the N x N round trips that cover every same-class pair.
+
+    The entries of all blocks lie one after another in a flat tensor; `views` opens it.
+    """
+
+    order: Tensor | None
+    """[N] int64: row of ``a`` at each position, or None where the rows stay as they are."""
+    buckets: tuple[Bucket, ...]
+    target: Tensor
+    """Flat: ``1 / (N n_i)`` for a same-class pair, 0 elsewhere (eq 7 over N); it sums to one."""
+    rows: int
+    """N: the rows that take part."""
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """One [blocks, size, size] view of the flat tensor for every bucket."""
+        lengths = [bucket.blocks * bucket.size**2 for bucket in self.buckets]
+        return [
+            part.view(bucket.blocks, bucket.size, bucket.size)
+            for part, bucket in zip(torch.split(flat, lengths), self.buckets, strict=True)
+        ]
+
+    def row_sums(self, flat: Tensor) -> Tensor:
+        """[N]: the sum over every row of the blocks."""
+        sums = [view.sum(2).view(-1) for view in self.views(flat)]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
+    """All rows in one block, off-class pairs with target 0: nothing to sort, quickest for a few hundred rows.
+
+    ``kept_rows`` [N'] int64 limits the walk to these rows.
+    """
+    if kept_rows is not None:
+        labels = labels[kept_rows]
+    n = labels.shape[0]
+    same = (labels.unsqueeze(1) == labels).to(dtype)
+    target = same.div_(same.sum(1, keepdim=True).mul_(n))
+    return ClassBlocks(kept_rows, (Bucket(0, 1, n),), target.view(-1), n)
+
+
+def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
+    """One block for each class; classes of equal size share a bucket, the largest first.
+
+    ``labels`` lie on the CPU. ``kept_rows`` [N'] int64 limits the walk to these rows.
+    """
+    values = (labels if kept_rows is None else labels[kept_rows]).numpy()
+    n = values.shape[0]
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    bounds = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [n]))
+    sizes = np.diff(bounds)
+    if (sizes != sizes[0]).any():
+        # Stable, so the rows of a class stay together.
+        order = order[np.argsort(-np.repeat(sizes, sizes), kind="stable")]
+    bucket_sizes, counts = np.unique(sizes, return_counts=True)
+    buckets = []
+    targets = []
+    start = 0
+    for size, count in zip(bucket_sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        buckets.append(Bucket(start, count, size))
+        targets.append(torch.full((count * size * size,), 1.0 / (n * size), dtype=dtype))
+        start += count * size
+    target = targets[0] if len(targets) == 1 else torch.cat(targets)
+    rows = torch.from_numpy(order)
+    return ClassBlocks(rows if kept_rows is None else kept_rows[rows], tuple(buckets), target, n)

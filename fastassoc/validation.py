@@ -1,0 +1,97 @@
+"""Every error a user of the public functions can meet, in one place."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIMILARITIES = ("dot", "cosine", "euclidean")
+BACKENDS = ("auto", "cpu", "triton")
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_embeddings(a: Tensor, b: Tensor, autocast: bool) -> None:
+    """Two non-empty matrices of one width, dtype and device; under autocast their dtypes may differ."""
+    for name, x in (("a", a), ("b", b)):
+        _check_tensor(name, x)
+        if x.ndim != 2:
+            raise ValueError(f"{name} must have 2 dimensions, samples x embedding; got shape {tuple(x.shape)}")
+        if x.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}")
+        if x.numel() == 0:
+            raise ValueError(f"{name} must not be empty; got shape {tuple(x.shape)}")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have the same embedding size; got {a.shape[1]} and {b.shape[1]}")
+    if a.device != b.device:
+        raise RuntimeError(f"a and b must be on the same device; got {a.device} and {b.device}")
+    if a.dtype != b.dtype and not autocast:
+        raise TypeError(f"a and b must have the same dtype outside autocast; got {a.dtype} and {b.dtype}")
+
+
+def check_labels(labels: Tensor, a: Tensor) -> None:
+    """One integer or bool for each row of ``a``, on the CPU or beside ``a``."""
+    _check_tensor("labels", labels)
+    if labels.dtype.is_floating_point or labels.dtype.is_complex:
+        raise TypeError(f"labels must be of an integer or bool dtype; got {labels.dtype}")
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have 1 dimension, one label per row of a; got shape {tuple(labels.shape)}")
+    if labels.shape[0] != a.shape[0]:
+        raise ValueError(f"labels must hold one label per row of a; got {labels.shape[0]} labels for {a.shape[0]} rows")
+    if labels.device.type != "cpu" and labels.device != a.device:
+        raise RuntimeError(f"labels must be on the CPU or on the device of a ({a.device}); got {labels.device}")
+
+
+def check_options(
+    walker_weight: Any, visit_weight: Any, similarity: Any, temperature: Any, eps: Any, ignore_index: Any, backend: Any
+) -> None:
+    """The keyword arguments, in the order of the signature."""
+    _check_number("walker_weight", walker_weight)
+    _check_number("visit_weight", visit_weight)
+    _check_choice("similarity", similarity, SIMILARITIES)
+    _check_number("temperature", temperature)
+    # A tensor on another device is taken at its word: to read it would stall that device.
+    if not (isinstance(temperature, Tensor) and temperature.device.type != "cpu") and not float(temperature) > 0.0:
+        raise ValueError(f"temperature must be greater than 0; got {float(temperature)}")
+    if isinstance(eps, Tensor):
+        raise TypeError("eps must be a float, not a tensor")
+    _check_number("eps", eps)
+    if eps < 0.0:
+        raise ValueError(f"eps must be 0 or greater; got {eps}")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")
+    _check_choice("backend", backend, BACKENDS)
+
+
+def check_rows_left(rows: int, ignore_index: int) -> None:
+    """At least one labelled row starts a walk."""
+    if rows == 0:
+        raise ValueError(f"every label equals ignore_index={ignore_index}; at least one row of a must take part")
+
+
+def _check_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        if value.ndim != 0 or not value.dtype.is_floating_point:
+            raise TypeError(
+                f"{name} must be a float or a 0-d floating-point tensor; got a tensor of shape {tuple(value.shape)} "
+                f"and dtype {value.dtype}"
+            )
+        if value.device.type != "cpu":
+            return
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a float or a 0-d floating-point tensor; got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {float(value)}")

@@ -1,0 +1,47 @@
+"""Settings and fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from fastassoc.backends import cpu, cpu_tiles
+
+settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("project")
+
+
+@pytest.fixture(params=["dense", "blocked", "small tiles"])
+def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way through the CPU backend, whatever the size of the batch.
+
+    "small tiles": 16 columns a tile and room to keep two of them, so that a batch of 100 columns has kept tiles,
+    streamed tiles and a ragged last one.
+    """
+    path: str = request.param
+    monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
+    if path == "small tiles":
+        use_small_tiles(monkeypatch, kept=2)
+    return path
+
+
+def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """Tiles of 16 columns, ``kept`` of which stay in memory."""
+    monkeypatch.setattr(cpu_tiles, "_MIN_COLUMNS", 16)
+    monkeypatch.setattr(cpu_tiles, "_TILE_BYTES", 0)
+    monkeypatch.setattr(cpu_tiles.Tiling, "keep_limit", lambda self, problem: kept)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory holds NaN, so that an entry nobody wrote shows."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
