@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastassoc.backends import Backend, LossGradient, Problem, visit_gradient
 from fastassoc.classes import ClassBlocks
@@ -66,13 +65,21 @@ class WalkerVisitFunction(torch.autograd.Function):
         return walker, visit, correct, visit_probability
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         """Gradients of ``a``, ``b`` and the biases."""
         if grad_walker is None and grad_visit is None:
             return None, None, None, None, None
+        with torch.no_grad():
+            gradients = WalkerVisitFunction._first_derivative(ctx, grad_walker, grad_visit)
+        if torch.is_grad_enabled():
+            sources = (*ctx.saved_tensors[:4], grad_walker, grad_visit)
+            gradients = tuple(None if x is None else _NoSecondDerivative.apply(x, *sources) for x in gradients)
+        return *gradients, None
+
+    @staticmethod
+    def _first_derivative(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> tuple[Tensor | None, ...]:
         a, b, bias_a, bias_b, p_aba, visit_probability, *saved = ctx.saved_tensors
         options: Options = ctx.options
         blocks, eps = options.blocks, options.eps
@@ -94,7 +101,22 @@ class WalkerVisitFunction(torch.autograd.Function):
             db = db.to(b.dtype)
         if dbias_a is not None:
             dbias_a = _rows_back(dbias_a, blocks, a.shape[0])
-        return da, db, dbias_a, dbias_b, None
+        return da, db, dbias_a, dbias_b
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """``(gradient, *sources) -> gradient``, tied to what it depends on, so that deriving it fails instead of giving 0."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        raise RuntimeError(
+            "the gradient of fastassoc.walker_visit_loss cannot be differentiated again; "
+            "fastassoc.reference.walker_visit_loss can, for small batches"
+        )
 
 
 def _problem(a: Tensor, b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None, options: Options) -> Problem:

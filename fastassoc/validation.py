@@ -54,8 +54,10 @@ def check_options(
     _check_choice("similarity", similarity, SIMILARITIES)
     _check_number("temperature", temperature)
     # A tensor on another device is taken at its word: to read it would stall that device.
-    if not (isinstance(temperature, Tensor) and temperature.device.type != "cpu") and not float(temperature) > 0.0:
-        raise ValueError(f"temperature must be greater than 0; got {float(temperature)}")
+    if not (isinstance(temperature, Tensor) and temperature.device.type != "cpu"):
+        value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
+        if not value > 0.0:
+            raise ValueError(f"temperature must be greater than 0; got {value}")
     if isinstance(eps, Tensor):
         raise TypeError("eps must be a float, not a tensor")
     _check_number("eps", eps)
@@ -91,7 +93,8 @@ def _check_number(name: str, value: Any) -> None:
             )
         if value.device.type != "cpu":
             return
+        value = value.item()
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a float or a 0-d floating-point tensor; got {type(value).__name__}")
     if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite; got {float(value)}")
+        raise ValueError(f"{name} must be finite; got {value}")

@@ -10,12 +10,14 @@ the geometric mean of the two transition probabilities, for any constant z,
 
 the round trips of a class are one symmetric product, ``p_aba_ik = (t t')_ik f_i u_k``, and so is their gradient. What
 underflows in this merged form changes ``p_aba`` by less than ``eps`` times the unit roundoff while all normalisers lie
-within a limit (`_merges`) of each other. Where they do not, and without round trips, the form is plain: ``t = p_ab`` up
-to ``f``, and a second tile ``q_ij = p_ba_ji`` for the way back.
+within a limit (`_merges`) of each other. Where they do not, and without round trips, the form is plain:
+
+    t_ij = exp(s_ij - r_i)            r_i = lse_a_i                 p_ab_ij = t_ij f_i        g_j = u_i = 1
+    q_ij = exp(s_ij - c_j) v_j        c_j = lse_b_j                 p_ba_ji = q_ij
 
 Normalisers are float64: the rows of ``p_ab`` must sum to one to the last bit of float32, or the gradient, a difference
-of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts inside the exponential are
-float32 (``r_i`` a whole number, so it costs no rounding), the factors make up for what they round away.
+of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts inside the exponentials
+are float32, ``r_i`` (and the plain ``c_j``) whole numbers, which cost no rounding; the factors make up for the rest.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def normalisers(problem: Problem) -> Normalisers:
     kept = tiling.kept_memory(problem)
     scratch = Scratch(problem, tiling, "t")
     column_major = _prefers_column_major(problem)
-    scores = Scores(problem, tiling, column_major)
+    scores = Scores(problem)
     lse_b = problem.a.new_empty(problem.b.shape[0], dtype=torch.float64)
     limits = torch.finfo(problem.dtype)
     # A smaller column sum lost more than the unit roundoff to exponentials that underflowed.
@@ -73,11 +75,12 @@ def normalisers(problem: Problem) -> Normalisers:
     row_max = scores.raw(first, out=scratch.shaped(first) if first.kept is None else first.kept).amax(1)
     row_sum = torch.zeros_like(row_max, dtype=torch.float64)
     reference, weight = _column_weight(row_max)
-    scores.shift_rows(row_max)
     for tile in tiling.tiles(kept):
         if tile.kept is not None and tile.start:
             scores.raw(tile, out=tile.kept)
-        exponentials = scores.exponentials(tile, None, scratch.shaped(tile, column_major and tile.kept is None))
+        exponentials = scores.exponentials(
+            tile, row_max, None, scratch.shaped(tile, column_major and tile.kept is None)
+        )
         tile_sum = exponentials.sum(1)
         column_sum = torch.mv(exponentials.t(), weight)
         if column_sum.amin() >= smallest_column_sum and tile_sum.sum() <= limits.max:
@@ -88,12 +91,12 @@ def normalisers(problem: Problem) -> Normalisers:
         s = scores.raw(tile, out=scratch.shaped(tile)) if tile.kept is None else tile.kept
         if not all(bound.isfinite() for bound in s.aminmax()):
             return Normalisers(torch.full_like(row_sum, math.nan), lse_b.fill_(math.nan), None)
-        lse_b[tile.start : tile.stop] = s.logsumexp(0)
+        column_max = s.amax(0)
+        lse_b[tile.start : tile.stop] = torch.exp(s - column_max).sum(0).double().log_().add_(column_max)
         previous_max, row_max = row_max, torch.maximum(row_max, s.amax(1))
         row_sum *= torch.exp(previous_max - row_max)
         row_sum += torch.exp(s - row_max.unsqueeze(1)).sum(1)
         reference, weight = _column_weight(row_max)
-        scores.shift_rows(row_max)
     return Normalisers(row_sum.log_().add_(row_max), lse_b, kept)
 
 
@@ -107,13 +110,9 @@ def round_trips(problem: Problem, normaliser: Normalisers, needs_gradient: bool)
     tiling = Tiling(problem)
     scratch = Scratch(problem, tiling, "t")
     column_major = _prefers_column_major(problem)
-    r, c, f, g, u, _ = _factors(lse_a, lse_b, merged, problem.dtype)
-    scores = Scores(problem, tiling, column_major)
-    scores.shift_rows(r)
-    if way_back:
-        back_scratch = Scratch(problem, tiling, "q")
-        back_scores = Scores(problem, tiling, column_major)
-        back_scores.shift_rows(torch.zeros_like(f))
+    r, c, f, g, u, v = _factors(lse_a, lse_b, merged, problem.dtype)
+    scores = Scores(problem)
+    back_scratch = Scratch(problem, tiling, "q") if way_back else None
 
     rows, columns = problem.blocks.rows, problem.b.shape[0]
     p_aba = f.new_zeros(problem.blocks.target.numel()) if problem.walker else None
@@ -124,12 +123,14 @@ def round_trips(problem: Problem, normaliser: Normalisers, needs_gradient: bool)
     for tile in tiling.tiles(kept):
         span = slice(tile.start, tile.stop)
         out = scratch.shaped(tile, column_major) if tile.kept is None else tile.kept
-        t = scores.exponentials(tile, c, out)
+        t = scores.exponentials(tile, r, c if merged else None, out)
         if visit is not None:
             tile_visit = torch.mul(torch.mv(t.t(), mean_f), g[span], out=visit[span])
             if rho_visit is not None:
                 rho_visit += torch.mv(t, visit_gradient(tile_visit, problem.eps, rows, columns).mul_(g[span]))
-        q = back_scores.exponentials(tile, lse_b, back_scratch.shaped(tile, column_major)) if way_back else t
+        q = t
+        if back_scratch is not None:
+            q = scores.exponentials(tile, None, c, back_scratch.shaped(tile, column_major)).mul_(v[span])
         for bucket, product in zip(problem.blocks.buckets, products, strict=False):
             _add_round_trips(product, bucket.rows(t), bucket.rows(q))
     if rho_visit is not None:
@@ -155,13 +156,9 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     way_back = gradient.g is not None and not merged
     tiling = Tiling(problem)
     r, c, f, g, u, v = _factors(lse_a, lse_b, merged, problem.dtype)
-    scores = Scores(problem, tiling)
-    scores.shift_rows(r)
+    scores = Scores(problem)
     t_scratch, ds_scratch, bracket_scratch = (Scratch(problem, tiling, name) for name in ("t", "ds", "bracket"))
-    if way_back:
-        back_scratch = Scratch(problem, tiling, "q")
-        back_scores = Scores(problem, tiling)
-        back_scores.shift_rows(torch.zeros_like(f))
+    back_scratch = Scratch(problem, tiling, "q") if way_back else None
     kernels = _round_trip_kernels(problem, gradient.g, f, u if merged else None)
     sums = GradientSums(problem, scores, needs)
 
@@ -176,14 +173,16 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
         span = slice(tile.start, tile.stop)
         t = tile.kept
         if t is None:
-            t = scores.exponentials(tile, c, t_scratch.shaped(tile))
+            t = scores.exponentials(tile, r, c if merged else None, t_scratch.shaped(tile))
         right = [-g[span]]
         if gradient.h is not None:
             right.append(g[span] * gradient.h[span])
         ds = ds_scratch.shaped(tile)
         bracket = bracket_scratch.shaped(tile)
         if gradient.g is not None:
-            q = back_scores.exponentials(tile, lse_b, back_scratch.shaped(tile)) if way_back else t
+            q = t
+            if back_scratch is not None:
+                q = scores.exponentials(tile, None, c, back_scratch.shaped(tile)).mul_(v[span])
             _apply_kernels(problem, kernels, q, out=ds)
             ds *= t
             kappa = ds.sum(0)
@@ -204,15 +203,15 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
 
 def _factors(lse_a: Tensor, lse_b: Tensor, merged: bool, dtype: torch.dtype) -> _Factors:
     if merged:
-        z = float(lse_b.mean().round())
+        z = lse_b.mean().round()
         r = lse_a.add(z).div_(2).round_()
-        # As the product of D + 2 terms sees it.
+        # As it is subtracted, so that the factors see its rounding.
         c = lse_b.sub(z).div_(2).to(dtype).double()
+        factors = (r, c, (r - lse_a).exp_(), c.exp(), (r - z).exp_(), (c + z).sub_(lse_b).exp_())
     else:
-        z = 0.0
-        r = lse_a.round()
-        c = torch.zeros_like(lse_b)
-    factors = (r, c, (r - lse_a).exp_(), c.exp(), (r - z).exp_(), (c + z).sub_(lse_b).exp_())
+        r, c = lse_a.round(), lse_b.round()
+        one = torch.ones_like(lse_a)
+        factors = (r, c, (r - lse_a).exp_(), torch.ones_like(lse_b), one, (c - lse_b).exp_())
     return _Factors(*(x.to(dtype) for x in factors))
 
 

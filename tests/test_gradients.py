@@ -1,0 +1,92 @@
+"""Analytic gradients against finite differences, and against the specification for every subset of inputs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import fastassoc
+from fastassoc import reference
+from tests.cases import make_case, relative_error
+
+SIMILARITIES = ("dot", "cosine", "euclidean")
+pytestmark = pytest.mark.usefixtures("cpu_path")
+
+
+def weights() -> list[torch.Tensor]:
+    return [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.7, 1.3, 1.9)]
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_gradcheck_of_inputs_weights_and_temperature(similarity: str, eps: float) -> None:
+    # 37 columns: three tiles of 16 with a ragged last one where tiles are small.
+    case = make_case(7, 37, 3, 3)
+
+    def loss(a: torch.Tensor, b: torch.Tensor, walker: torch.Tensor, visit: torch.Tensor, t: torch.Tensor) -> object:
+        return fastassoc.walker_visit_loss(
+            a, b, case.labels, walker_weight=walker, visit_weight=visit, similarity=similarity, temperature=t, eps=eps
+        )
+
+    assert torch.autograd.gradcheck(loss, (case.a.requires_grad_(), case.b.requires_grad_(), *weights()))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.3, 2.0)])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_gradcheck_of_each_term(similarity: str, weights: tuple[float, float]) -> None:
+    case = make_case(6, 20, 3, 2, seed=1)
+
+    def loss(a: torch.Tensor, b: torch.Tensor) -> object:
+        return fastassoc.walker_visit_loss(
+            a, b, case.labels, walker_weight=weights[0], visit_weight=weights[1], similarity=similarity, temperature=0.6
+        )
+
+    assert torch.autograd.gradcheck(loss, (case.a.requires_grad_(), case.b.requires_grad_()))
+
+
+@pytest.mark.parametrize("needed", [s for s in itertools.product((True, False), repeat=5) if any(s)])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_every_subset_of_inputs(similarity: str, needed: tuple[bool, ...]) -> None:
+    case = make_case(30, 70, 5, 4)
+    leaves = [case.a, case.b, *weights()]
+    gradients = []
+    for function in (fastassoc.walker_visit_loss, reference.walker_visit_loss):
+        a, b, walker, visit, t = (
+            leaf.detach().clone().requires_grad_(need) for leaf, need in zip(leaves, needed, strict=True)
+        )
+        loss = function(
+            a, b, case.labels, walker_weight=walker, visit_weight=visit, similarity=similarity, temperature=t
+        )
+        wanted = [leaf for leaf in (a, b, walker, visit, t) if leaf.requires_grad]
+        gradients.append(torch.autograd.grad(loss, wanted))
+    for mine, exact in zip(*gradients, strict=True):
+        assert relative_error(mine, exact) < 1e-11
+
+
+def test_upstream_gradient_scales_both_terms() -> None:
+    case = make_case(12, 40, 4, 3)
+    a = case.a.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, case.b, case.labels)
+    (once,) = torch.autograd.grad(loss, a, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss, a, torch.tensor(-3.5, dtype=torch.float64))
+    assert relative_error(scaled, -3.5 * once) < 1e-14
+
+
+def test_second_backward_with_retained_graph_gives_the_same_bits() -> None:
+    case = make_case(20, 100, 4, 3, dtype=torch.float32)
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, b, case.labels)
+    first = torch.autograd.grad(loss, (a, b), retain_graph=True)
+    second = torch.autograd.grad(loss, (a, b))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_a_second_derivative_raises() -> None:
+    case = make_case(5, 9, 3, 2)
+    a = case.a.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, case.b, case.labels)
+    (da,) = torch.autograd.grad(loss, a, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        (loss + da.square().sum()).backward()

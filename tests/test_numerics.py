@@ -1,0 +1,151 @@
+"""Precision and range: low precision, large logits, eps of zero, inputs that are not finite, determinism."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import benchmarks.eager
+import fastassoc
+from fastassoc import reference
+from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
+
+pytestmark = pytest.mark.usefixtures("cpu_path")
+
+FLOAT32_BAND = 8 * torch.finfo(torch.float32).eps
+
+
+# scale^2 sqrt(64) is the spread of the logits: flat (0.1), ordinary (2), peaked (30), one-hot (800 and 10,000).
+@pytest.mark.parametrize("scale", [0.1, 0.5, 2.0, 10.0, 35.0])
+@pytest.mark.parametrize("classes", [1, 5, 0])
+def test_float32_is_as_exact_as_eager(scale: float, classes: int) -> None:
+    case = make_case(60, 130, 64, classes, scale=scale)
+    case = Case(case.a.float(), case.b.float(), case.labels)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    mine = evaluate(fastassoc.walker_visit_loss, case)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case)
+    assert_as_exact_as(mine, eager, exact, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_low_precision_is_float32_arithmetic_on_rounded_inputs(dtype: torch.dtype, scale: float) -> None:
+    case = make_case(50, 90, 33, 4, scale=scale)
+    rounded = Case(case.a.to(dtype).double(), case.b.to(dtype).double(), case.labels)
+    a, b = case.a.to(dtype).requires_grad_(), case.b.to(dtype).requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, b, case.labels)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert a.grad is not None
+    assert b.grad is not None
+    assert a.grad.dtype == b.grad.dtype == dtype
+    exact = evaluate(reference.walker_visit_loss, rounded)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, rounded, torch.float32)
+    assert relative_error(loss.double(), exact.loss) <= 2 * relative_error(eager.loss, exact.loss) + FLOAT32_BAND
+    # Gradients are rounded once, when they are stored (below the normal numbers of float16, to its smallest step).
+    for gradient, theirs, true in ((a.grad, eager.da, exact.da), (b.grad, eager.db, exact.db)):
+        step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        rounding = torch.finfo(dtype).eps / 2 + step * math.sqrt(true.numel()) / float(true.norm())
+        assert relative_error(gradient.double(), true) <= rounding + 2 * relative_error(theirs, true) + FLOAT32_BAND
+
+
+@pytest.mark.parametrize("magnitude", [1e2, 1e3, 1e4, 1e6])
+def test_large_logits_stay_finite_and_agree_in_float64(magnitude: float) -> None:
+    case = make_case(40, 75, 16, 4)
+    top = float((case.a @ case.b.T).abs().max())
+    case = case._replace(a=case.a * (magnitude / top))
+    result = evaluate(fastassoc.walker_visit_loss, case)
+    assert all(bool(x.isfinite().all()) for x in result)
+    # Scores of that size are rounded to an eps of themselves, which exponentials turn into a relative error.
+    assert_close(result, evaluate(reference.walker_visit_loss, case), 1e-12 + 10 * magnitude * 2.2e-16)
+
+
+@pytest.mark.parametrize("magnitude", [1e2, 1e4, 1e6])
+def test_large_logits_stay_finite_in_float32(magnitude: float) -> None:
+    case = make_case(40, 75, 16, 4, dtype=torch.float32)
+    top = float((case.a @ case.b.T).abs().max())
+    case = case._replace(a=case.a * (magnitude / top))
+    result = evaluate(fastassoc.walker_visit_loss, case)
+    assert all(bool(x.isfinite().all()) for x in result)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case)
+    assert_as_exact_as(result, eager, exact, case)
+
+
+# Row normalisers inside one class that differ by 0 to 1,000: exp of half the difference leaves float32 beyond 176, and
+# the merged round trip has to give way to the plain one before that.
+@pytest.mark.parametrize("spread", [0.0, 40.0, 80.0, 100.0, 110.0, 200.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_unequal_rows_within_a_class(spread: float, dtype: torch.dtype) -> None:
+    # The first coordinate is constant in b, so a_i0 shifts all scores of a row: p_ab stays, lse_a moves by it.
+    case = make_case(30, 60, 9, 3)
+    a, b = case.a.clone(), case.b.clone()
+    a[:, 0] = torch.linspace(-spread / 2, spread / 2, 30, dtype=torch.float64)
+    b[:, 0] = 1.0
+    case = Case(a.to(dtype), b.to(dtype), case.labels)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    result = evaluate(fastassoc.walker_visit_loss, case)
+    if dtype == torch.float64:
+        assert_close(result, exact, 1e-11)
+    else:
+        assert_as_exact_as(result, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
+
+
+def test_scores_that_grow_from_tile_to_tile() -> None:
+    # Every column outgrows the row maxima of the first tile by far more than an exponential can hold.
+    n, m = 12, 100
+    a = torch.ones(n, 1) + torch.arange(n)[:, None] / 50
+    b = torch.linspace(-400.0, 400.0, m)[:, None]
+    case = Case(a, b, torch.arange(n) % 3)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    result = evaluate(fastassoc.walker_visit_loss, case)
+    assert_as_exact_as(result, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_eps_of_zero_is_the_plain_cross_entropy(scale: float) -> None:
+    case = make_case(25, 60, 8, 3, scale=scale)
+    result = evaluate(fastassoc.walker_visit_loss, case, eps=0.0)
+    assert_close(result, evaluate(reference.walker_visit_loss, case, eps=0.0), 1e-10)
+    in_float32 = evaluate(fastassoc.walker_visit_loss, case, torch.float32, eps=0.0)
+    assert relative_error(in_float32.loss, result.loss) < 1e-4
+
+
+def test_renormalisation_by_eps_is_the_originals() -> None:
+    # At eps = 1e-2 and M = 90 the constant log(1 + M eps) is 0.64: dropping it would show.
+    case = make_case(20, 90, 5, 3)
+    result = evaluate(fastassoc.walker_visit_loss, case, eps=1e-2)
+    assert_close(result, evaluate(reference.walker_visit_loss, case, eps=1e-2), 1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["a", "b"])
+@pytest.mark.parametrize("column", [0, 59])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_inputs_that_are_not_finite_give_nan(
+    value: float, where: str, column: int, weights: tuple[float, float]
+) -> None:
+    # Positive embeddings: an infinity then makes a whole row or column of scores infinite with one sign.
+    case = make_case(10, 60, 3, 2, dtype=torch.float32)
+    a, b = case.a.abs(), case.b.abs()
+    (a if where == "a" else b)[column if where == "b" else 7, 1] = value
+    loss = fastassoc.walker_visit_loss(a, b, case.labels, walker_weight=weights[0], visit_weight=weights[1])
+    assert loss.isnan()
+
+
+def test_identical_rows() -> None:
+    case = Case(torch.ones(20, 4), torch.ones(50, 4), torch.arange(20) % 4)
+    result = evaluate(fastassoc.walker_visit_loss, case)
+    # Uniform walks: log N + log M, and no direction to go.
+    torch.testing.assert_close(float(result.loss), math.log(20 * 50), rtol=1e-6, atol=0.0)
+    assert float(result.da.abs().max()) < 1e-7
+    assert float(result.db.abs().max()) < 1e-7
+
+
+def test_same_bits_on_every_run() -> None:
+    case = make_case(300, 700, 16, 7, dtype=torch.float32)
+    first = evaluate(fastassoc.walker_visit_loss, case)
+    for _ in range(5):
+        assert all(torch.equal(x, y) for x, y in zip(evaluate(fastassoc.walker_visit_loss, case), first, strict=True))
