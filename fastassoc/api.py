@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastassoc import validation
-from fastassoc.autograd import Options, WalkerVisitFunction
+from fastassoc.autograd import Options, WalkerVisitFunction, own_precision
 from fastassoc.backends import Backend, choose_backend
 from fastassoc.classes import ClassBlocks
 
@@ -90,13 +90,13 @@ def walker_visit_loss(
 
     The walker loss is smallest when every round trip ends in the class where it began, the visit loss when all rows of
     ``b`` are met equally often. Beyond small batches no N x N or N x M matrix is held: memory beyond inputs and
-    gradients is ``O(N + M + sum over classes of n_c^2)`` plus a workspace of at most 48 MiB (more from N = 16,384 on,
-    where the smallest tiles outgrow it), forward and backward.
+    gradients is ``O(N + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 10,000, where
+    the smallest tiles outgrow it), forward and backward.
 
     Args:
         a: [N, D] embeddings of labelled samples; float16, bfloat16, float32 or float64.
         b: [M, D] embeddings of unlabelled samples, dtype and device of ``a``. Under autocast the dtypes may differ;
-            both are then taken as float32.
+            both are then taken as float32 (float64 if either is).
         labels: [N], any integer or bool dtype, arbitrary values, on the CPU or beside ``a``.
         walker_weight: factor of the walker loss; a 0-d tensor receives a gradient. The float 0 skips the term's work.
         visit_weight: factor of the visit loss, likewise.
@@ -126,13 +126,13 @@ def walker_visit_loss(
     authors' implementation.
     """
     validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
-    autocast = isinstance(a, Tensor) and torch.is_autocast_enabled(a.device.type)
-    validation.check_embeddings(a, b, autocast)
+    validation.check_embeddings(a, b)
     validation.check_labels(labels, a)
     chosen = choose_backend(backend, a.device)
 
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     if a.dtype != b.dtype:
+        validation.check_mixed_dtypes(a, b)
         a, b = a.to(dtype), b.to(dtype)
     weightless = _is_zero(walker_weight), _is_zero(visit_weight)
     # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
@@ -141,13 +141,11 @@ def walker_visit_loss(
         return no_loss
     walker, visit = (return_stats or not zero for zero in weightless)
     blocks = _class_blocks(chosen, labels, ignore_index, b.shape[0], dtype)
-    with torch.autocast(a.device.type, enabled=False):
+    with own_precision(a):
         a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
     needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b, bias_a, bias_b))
     options = Options(chosen, blocks, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
-    walker_loss, visit_loss, correct, visit_probability = WalkerVisitFunction.apply(  # type: ignore[no-untyped-call]
-        a, b, bias_a, bias_b, options
-    )
+    walker_loss, visit_loss, correct, visit_probability = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
     loss = no_loss if no_loss is not None else _weighted(walker_loss, walker_weight, visit_loss, visit_weight)
     if not return_stats:
         return loss

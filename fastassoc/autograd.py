@@ -42,7 +42,7 @@ class WalkerVisitFunction(torch.autograd.Function):
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
         blocks, eps = options.blocks, options.eps
-        with _own_precision(a):
+        with own_precision(a):
             p_aba, visit_probability, saved = options.backend.walks(
                 _problem(a, b, bias_a, bias_b, options), options.needs_gradient
             )
@@ -91,7 +91,7 @@ class WalkerVisitFunction(torch.autograd.Function):
         if grad_visit is not None:
             h = visit_gradient(visit_probability, eps, blocks.rows, b.shape[0]).mul_(grad_visit)
         needs = ctx.needs_input_grad[:4]
-        with _own_precision(a):
+        with own_precision(a):
             da, db, dbias_a, dbias_b = options.backend.gradients(
                 _problem(a, b, bias_a, bias_b, options), tuple(saved), LossGradient(p_aba, g, h, grad_visit), needs
             )
@@ -105,7 +105,7 @@ class WalkerVisitFunction(torch.autograd.Function):
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """``(gradient, *sources) -> gradient``, tied to what it depends on, so that deriving it fails instead of giving 0."""
+    """``(gradient, *sources) -> gradient``, tied to its sources so that deriving it fails instead of giving 0."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
@@ -137,7 +137,7 @@ def _rows_back(x: Tensor, blocks: ClassBlocks, rows: int) -> Tensor:
     return allocate((rows, *x.shape[1:])).index_copy_(0, blocks.order, x)
 
 
-def _own_precision(a: Tensor) -> AbstractContextManager[Any]:
-    """Switches autocast off: the passes choose their own precision."""
+def own_precision(a: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off: the library chooses its own precision."""
     device = a.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

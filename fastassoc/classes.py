@@ -19,7 +19,7 @@ class Bucket(NamedTuple):
     def rows(self, x: Tensor) -> Tensor:
         """The bucket's rows of ``x`` [N, ...] as [blocks, size, ...]."""
         rows: Tensor = x[self.start : self.start + self.blocks * self.size]
-        return rows.unflatten(0, (self.blocks, self.size))  # type: ignore[no-any-return, no-untyped-call]
+        return rows.unflatten(0, (self.blocks, self.size))  # type: ignore[no-any-return]
 
 
 class ClassBlocks(NamedTuple):
@@ -35,6 +35,11 @@ class ClassBlocks(NamedTuple):
     """Flat: ``1 / (N n_i)`` for a same-class pair, 0 elsewhere (eq 7 over N); it sums to one."""
     rows: int
     """N: the rows that take part."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether one block holds all rows."""
+        return self.buckets[0].size == self.rows
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """One [blocks, size, size] view of the flat tensor for every bucket."""

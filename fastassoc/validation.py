@@ -14,8 +14,8 @@ BACKENDS = ("auto", "cpu", "triton")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_embeddings(a: Tensor, b: Tensor, autocast: bool) -> None:
-    """Two non-empty matrices of one width, dtype and device; under autocast their dtypes may differ."""
+def check_embeddings(a: Tensor, b: Tensor) -> None:
+    """Two non-empty floating-point matrices of one width on one device."""
     for name, x in (("a", a), ("b", b)):
         _check_tensor(name, x)
         if x.ndim != 2:
@@ -28,7 +28,11 @@ def check_embeddings(a: Tensor, b: Tensor, autocast: bool) -> None:
         raise ValueError(f"a and b must have the same embedding size; got {a.shape[1]} and {b.shape[1]}")
     if a.device != b.device:
         raise RuntimeError(f"a and b must be on the same device; got {a.device} and {b.device}")
-    if a.dtype != b.dtype and not autocast:
+
+
+def check_mixed_dtypes(a: Tensor, b: Tensor) -> None:
+    """Two dtypes meet under autocast only."""
+    if not torch.is_autocast_enabled(a.device.type):
         raise TypeError(f"a and b must have the same dtype outside autocast; got {a.dtype} and {b.dtype}")
 
 

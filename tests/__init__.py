@@ -1,0 +1,1 @@
+"""Tests of fastassoc; `python -m pytest` from the root runs them."""

@@ -48,8 +48,8 @@ def evaluate(loss: Callable[..., Tensor], case: Case, dtype: torch.dtype | None 
 
 def relative_error(x: Tensor, reference: Tensor, floor: float = 0.0) -> float:
     """``|x - reference| / max(|reference|, floor)``, Frobenius norms; absolute where that is 0; inf for any NaN."""
-    scale = max(float(reference.norm()), floor) or 1.0
-    error = float((x - reference).norm()) / scale
+    scale = max(float(reference.detach().norm()), floor) or 1.0
+    error = float((x.detach() - reference.detach()).norm()) / scale
     return error if error == error else float("inf")
 
 
@@ -58,16 +58,18 @@ def assert_close(result: Result, reference: Result, tolerance: float) -> None:
 
     A gradient that vanishes is the difference of terms of order one: below 0.01 the error is taken relative to that.
     """
-    errors = {name: relative_error(x, y, floor=0.01) for name, x, y in zip(Result._fields, result, reference, strict=True)}
+    errors = {
+        name: relative_error(x, y, floor=0.01) for name, x, y in zip(Result._fields, result, reference, strict=True)
+    }
     assert max(errors.values()) <= tolerance, errors
 
 
 def assert_as_exact_as(result: Result, rival: Result, reference: Result, case: Case) -> None:
     """Errors in float32 against float64 are at most twice eager's plus a band for the rounding of the terms summed.
 
-    A gradient is the difference of terms of order ``|b| / N`` a row (``|a| / M`` for ``db``). Where walks are one-hot it
-    vanishes, exactly so in eager code; the band, eight roundings, is relative to those terms or to the gradient itself (to a loss
-    of one where the loss is smaller).
+    A gradient is the difference of terms of order ``|b| / N`` a row (``|a| / M`` for ``db``). Where walks are one-hot
+    it vanishes, exactly so in eager code; the band, eight roundings, is relative to those terms or to the gradient
+    itself (to a loss of one where the loss is smaller).
     """
     a, b = case.a.double(), case.b.double()
     terms = (1.0, float(b.norm(dim=1).max()) / len(a) ** 0.5, float(a.norm(dim=1).max()) / len(b) ** 0.5)

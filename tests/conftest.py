@@ -14,7 +14,7 @@ settings.register_profile("project", deadline=None, derandomize=True, max_exampl
 settings.load_profile("project")
 
 
-@pytest.fixture(params=["dense", "blocked", "small tiles"])
+@pytest.fixture(params=["dense", "whole", "tiles", "small tiles"])
 def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way through the CPU backend, whatever the size of the batch.
 
@@ -22,10 +22,16 @@ def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     streamed tiles and a ragged last one.
     """
     path: str = request.param
-    monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
+    take_path(monkeypatch, path)
     if path == "small tiles":
         use_small_tiles(monkeypatch, kept=2)
     return path
+
+
+def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Sends every batch through "dense" (one block), "whole" (class blocks) or tiles."""
+    monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
+    monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
 
 
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import cpu, cpu_tiles
 from tests.cases import Case, assert_close, evaluate, make_case
+from tests.conftest import take_path, use_small_tiles
 
 # Rows, columns and width off every multiple; classes from one to all distinct (0); logits from flat to one-hot.
 cases = st.builds(
@@ -22,17 +22,15 @@ cases = st.builds(
     scale=st.sampled_from([0.1, 1.0, 4.0]),
     seed=st.integers(0, 10**6),
 )
-paths = st.sampled_from([("dense", 0), ("blocked", 0), ("blocked", 2), ("blocked", 100)])
+paths = st.sampled_from([("dense", 0), ("whole", 0), ("tiles", 0), ("tiles", 2), ("tiles", 100)])
 
 
 def loss_by(path: tuple[str, int], case: Case, **options: object) -> object:
-    """Loss and gradients by one way through the CPU backend; blocked with tiles of 16 columns, some of them kept."""
+    """Loss and gradients by one way through the CPU backend; tiles have 16 columns, and some of them are kept."""
     name, kept = path
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if name == "dense" else 0)
-        patch.setattr(cpu_tiles, "_MIN_COLUMNS", 16)
-        patch.setattr(cpu_tiles, "_TILE_BYTES", 0)
-        patch.setattr(cpu_tiles.Tiling, "keep_limit", lambda self, problem: kept)
+        take_path(patch, name)
+        use_small_tiles(patch, kept)
         return evaluate(fastassoc.walker_visit_loss, case, **options)
 
 

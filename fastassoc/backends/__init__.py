@@ -75,17 +75,21 @@ class Gradients(NamedTuple):
     bias_b: Tensor | None
 
 
-class Backend(Protocol):
+class Passes(Protocol):
     """The passes, in order. Where ``b`` is split over ranks, what crosses ranks never grows with M."""
-
-    def class_blocks(self, labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> ClassBlocks:
-        """The blocks that suit the backend at this size; rows outside ``kept_rows`` take no part."""
 
     def walks(self, problem: Problem, needs_gradient: bool) -> Walks:
         """Row and column normalisers, visits and round trips."""
 
     def gradients(self, problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
         """``da = scale ds b``, ``db = scale ds' a``, the row and the column sums of ``ds``: those asked for."""
+
+
+class Backend(Passes, Protocol):
+    """Passes, and the blocks they work on."""
+
+    def class_blocks(self, labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> ClassBlocks:
+        """The blocks that suit the backend at this size; rows outside ``kept_rows`` take no part."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:

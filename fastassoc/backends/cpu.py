@@ -1,4 +1,4 @@
-"""The CPU backend: dense for small batches, blocked for the rest."""
+"""The CPU backend: whole matrices for small batches, tiles for the rest."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from fastassoc import classes
-from fastassoc.backends import Backend, Gradients, LossGradient, Needs, Problem, Saved, Walks, cpu_blocked, cpu_dense
+from fastassoc.backends import Gradients, LossGradient, Needs, Passes, Problem, Saved, Walks, cpu_blocked, cpu_whole
 
-_DENSE_PRODUCTS = 2 * 10**7
-"""Up to this many products ``N^2 M`` the dense passes win, however few of them are same-class: they launch the fewest
-operations and sort nothing (benchmarks/README.md)."""
+_DENSE_PRODUCTS = 4 * 10**6
+"""Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
+_WHOLE_SCORES = 2**18
+"""Up to this many scores ``N M`` both probability matrices stay in cache, and whole is quicker than tiled."""
 
 
 def class_blocks(labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> classes.ClassBlocks:
-    """One dense block for a small batch, else one block for each class."""
+    """One dense block for the smallest batches, else one block for each class."""
     n = labels.shape[0] if kept_rows is None else kept_rows.shape[0]
     if n * n * columns <= _DENSE_PRODUCTS:
         return classes.dense_block(labels, dtype, kept_rows)
@@ -31,6 +32,7 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     return _passes(problem).gradients(problem, saved, gradient, needs)
 
 
-def _passes(problem: Problem) -> Backend:
-    n, m = problem.blocks.rows, problem.b.shape[0]
-    return cpu_dense if problem.walker and n * n * m <= _DENSE_PRODUCTS else cpu_blocked
+def _passes(problem: Problem) -> Passes:
+    # Without round trips, whole has nothing to notice a column of -inf by.
+    whole = problem.walker and problem.blocks.rows * problem.b.shape[0] <= _WHOLE_SCORES
+    return cpu_whole if whole else cpu_blocked

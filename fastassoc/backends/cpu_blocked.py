@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends import Gradients, LossGradient, Needs, Problem, Saved, Walks, visit_gradient
+from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
 from fastassoc.backends.cpu_tiles import GradientSums, Scores, Scratch, Tiling
 
 _COLUMN_MAJOR_ROWS = 64
@@ -131,8 +132,8 @@ def round_trips(problem: Problem, normaliser: Normalisers, needs_gradient: bool)
         q = t
         if back_scratch is not None:
             q = scores.exponentials(tile, None, c, back_scratch.shaped(tile, column_major)).mul_(v[span])
-        for bucket, product in zip(problem.blocks.buckets, products, strict=False):
-            _add_round_trips(product, bucket.rows(t), bucket.rows(q))
+        if problem.walker:
+            add_round_trips(problem.blocks, products, t, q)
     if rho_visit is not None:
         rho_visit = rho_visit.to(problem.dtype).mul_(f)
     for bucket, product in zip(problem.blocks.buckets, products, strict=False):
@@ -183,7 +184,7 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
             q = t
             if back_scratch is not None:
                 q = scores.exponentials(tile, None, c, back_scratch.shaped(tile)).mul_(v[span])
-            _apply_kernels(problem, kernels, q, out=ds)
+            apply_kernels(problem.blocks, kernels, q, out=ds)
             ds *= t
             kappa = ds.sum(0)
             if merged:
@@ -191,7 +192,7 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
             torch.mm(left_factor, torch.stack(right), out=bracket)
             ds.addcmul_(t, bracket)
             if way_back:
-                _apply_kernels(problem, [kernel.transpose(1, 2) for kernel in kernels], t, out=bracket)
+                apply_kernels(problem.blocks, [kernel.transpose(1, 2) for kernel in kernels], t, out=bracket)
                 bracket -= kappa
                 ds.addcmul_(q, bracket)
         else:
@@ -242,17 +243,6 @@ def _prefers_column_major(problem: Problem) -> bool:
     return 2 * small > problem.blocks.rows
 
 
-def _add_round_trips(product: Tensor, t: Tensor, q: Tensor) -> None:
-    """``product_cik += sum_j t_cij q_ckj``; all [blocks, size, ...]."""
-    blocks, size = t.shape[:2]
-    if size == 1:
-        product += (t * q).sum(2, keepdim=True)
-    elif blocks == 1:
-        product[0].addmm_(t[0], q[0].t())
-    else:
-        product.baddbmm_(t, q.transpose(1, 2))
-
-
 def _round_trip_kernels(problem: Problem, g: Tensor | None, f: Tensor, u: Tensor | None) -> list[Tensor]:
     """One [blocks, size, size] for each bucket: ``G_ik f_i``, or the symmetric merged ``k`` where ``u`` is given."""
     if g is None:
@@ -265,15 +255,3 @@ def _round_trip_kernels(problem: Problem, g: Tensor | None, f: Tensor, u: Tensor
             kernel = kernel + kernel.transpose(1, 2)
         kernels.append(kernel)
     return kernels
-
-
-def _apply_kernels(problem: Problem, kernels: list[Tensor], tile: Tensor, out: Tensor) -> None:
-    """``out_cij = sum_k kernel_cik tile_ckj`` for every block; ``tile`` and ``out`` are row-major."""
-    for bucket, kernel in zip(problem.blocks.buckets, kernels, strict=True):
-        rows, out_rows = bucket.rows(tile), bucket.rows(out)
-        if bucket.size == 1:
-            torch.mul(kernel, rows, out=out_rows)
-        elif bucket.blocks == 1:
-            torch.mm(kernel[0], rows[0], out=out_rows[0])
-        else:
-            torch.bmm(kernel, rows, out=out_rows)

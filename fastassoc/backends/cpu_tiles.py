@@ -13,7 +13,7 @@ from fastassoc.backends import Gradients, Problem
 
 _TILE_BYTES = 4 * 2**20
 _MIN_COLUMNS = 256
-_WORKSPACE_BYTES = 48 * 2**20
+_WORKSPACE_BYTES = 32 * 2**20
 """Bound on the scratch tiles and the kept tiles together."""
 _SCRATCH_TILES = 3
 _MIN_COLUMN_MAJOR = 16

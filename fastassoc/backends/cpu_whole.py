@@ -1,14 +1,15 @@
 """The passes for small batches: both probability matrices whole, in as few operations as possible.
 
-A batch of 100 x 100 is bound by the launch of operations, not by arithmetic. The single block of all rows holds the
-off-class round trips too.
+A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or memory.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fastassoc.backends import Gradients, LossGradient, Needs, Problem, Saved, Walks
+from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
@@ -21,7 +22,11 @@ def walks(problem: Problem, needs_gradient: bool) -> Walks:
         s += problem.bias_b
     p_ab = s.softmax(1)
     p_ba = s.softmax(0)
-    p_aba = torch.mm(p_ab, p_ba.t()).view(-1)
+    if problem.blocks.dense:
+        p_aba = torch.mm(p_ab, p_ba.t()).view(-1)
+    else:
+        p_aba = torch.zeros_like(problem.blocks.target)
+        add_round_trips(problem.blocks, problem.blocks.views(p_aba), p_ab, p_ba)
     visit = p_ab.mean(0) if problem.visit else None
     return Walks(p_aba, visit, (p_ab, p_ba) if needs_gradient else ())
 
@@ -31,11 +36,11 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     p_ab, p_ba = saved
     assert p_ab is not None
     assert p_ba is not None
-    rows = problem.blocks.rows
+    blocks = problem.blocks
+    kernels = [] if gradient.g is None else blocks.views(gradient.g)
     # dL/dp_ab, then through the softmax over columns: p_ab (x - sum_j p_ab x).
-    if gradient.g is not None:
-        g = gradient.g.view(rows, rows)
-        x = torch.mm(g, p_ba)
+    if kernels:
+        x = apply_kernels(blocks, kernels, p_ba, out=torch.empty_like(p_ba))
         if gradient.h is not None:
             x += gradient.h
         x *= p_ab
@@ -43,8 +48,9 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
         assert gradient.h is not None
         x = p_ab * gradient.h
     ds = x.addcmul_(p_ab, x.sum(1, keepdim=True), value=-1)
-    if gradient.g is not None:
-        y = torch.mm(g.t(), p_ab).mul_(p_ba)
+    if kernels:
+        transposed = [kernel.transpose(1, 2) for kernel in kernels]
+        y = apply_kernels(blocks, transposed, p_ab, out=torch.empty_like(p_ab)).mul_(p_ba)
         ds += y.addcmul_(p_ba, y.sum(0), value=-1)
     a, b = _operands(problem)
     da = torch.mm(ds, b) if needs[0] else None
@@ -54,6 +60,6 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     return Gradients(da, db, ds.sum(1) if needs[2] else None, ds.sum(0) if needs[3] else None)
 
 
-def _operands(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+def _operands(problem: Problem) -> tuple[Tensor, Tensor]:
     a, b = problem.a.to(problem.dtype), problem.b.to(problem.dtype)
     return a if problem.scale == 1.0 else a * problem.scale, b

@@ -1,0 +1,114 @@
+"""The import graph is one-way, and the package imports from wherever it is installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Module: what of the project it may import (DESIGN of the house). Data flows from the public function to the kernels.
+ALLOWED = {
+    "fastassoc": {"fastassoc.api", "fastassoc.nn", "fastassoc.version"},
+    "fastassoc.version": set(),
+    "fastassoc.api": {"fastassoc.validation", "fastassoc.classes", "fastassoc.autograd", "fastassoc.backends"},
+    "fastassoc.nn": {"fastassoc.api"},
+    "fastassoc.reference": set(),
+    "fastassoc.validation": set(),
+    "fastassoc.classes": set(),
+    "fastassoc.autograd": {"fastassoc.backends", "fastassoc.classes"},
+    "fastassoc.backends": {"fastassoc.classes", "fastassoc.backends.cpu"},
+    "fastassoc.backends.cpu": {
+        "fastassoc.backends",
+        "fastassoc.backends.cpu_blocked",
+        "fastassoc.backends.cpu_whole",
+        "fastassoc.classes",
+    },
+    "fastassoc.backends.cpu_whole": {"fastassoc.backends", "fastassoc.backends.cpu_products"},
+    "fastassoc.backends.cpu_blocked": {
+        "fastassoc.backends",
+        "fastassoc.backends.cpu_products",
+        "fastassoc.backends.cpu_tiles",
+    },
+    "fastassoc.backends.cpu_products": {"fastassoc.classes"},
+    "fastassoc.backends.cpu_tiles": {"fastassoc.backends"},
+    "fastassoc.kernels": set(),
+}
+
+
+def module_files() -> dict[str, Path]:
+    files = {}
+    for folder, package in ((ROOT / "fastassoc", "fastassoc"), (ROOT / "kernels", "fastassoc.kernels")):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((package, *(part for part in parts if part != "__init__")))
+            files[name] = path
+    return files
+
+
+def project_imports(path: Path, modules: set[str]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            # `from package import submodule` counts as the submodule, `from module import name` as the module.
+            names = [name if name in modules else str(node.module) for name in submodules]
+        else:
+            continue
+        found |= {name for name in names if name.partition(".")[0] in ("fastassoc", "benchmarks", "tests")}
+    return found
+
+
+def test_imports_are_the_table() -> None:
+    files = module_files()
+    assert set(files) == set(ALLOWED)
+    for name, path in files.items():
+        imported = project_imports(path, set(files))
+        assert imported <= ALLOWED[name], f"{name} imports {sorted(imported - ALLOWED[name])}"
+
+
+def test_the_product_never_loads_the_specification_or_triton() -> None:
+    script = "import sys, fastassoc; print(*(m for m in ('fastassoc.reference', 'triton') if m in sys.modules))"
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == ""
+
+
+def test_the_kernels_refuse_another_name() -> None:
+    output = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert output.returncode == 1
+    assert "fastassoc.kernels" in output.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_an_install_imports_from_any_folder(editable: bool, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    target = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+    # The new environment borrows torch from this one, and nothing else of the project.
+    (target / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    source = ROOT if editable else tmp_path / "source"
+    if not editable:
+        copy = ["fastassoc", "kernels", "pyproject.toml", "README.md", "LICENSE"]
+        source.mkdir()
+        subprocess.run(["cp", "-r", *(str(ROOT / name) for name in copy), str(source)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--force-reinstall", *(["-e"] if editable else []), str(source)], check=True, cwd=tmp_path)
+    script = (
+        "import torch, fastassoc, fastassoc.kernels, fastassoc.backends.cpu, pathlib;"
+        "assert pathlib.Path(fastassoc.__file__).with_name('py.typed').exists();"
+        "print(fastassoc.__file__, fastassoc.walker_visit_loss(torch.eye(2), torch.eye(2), torch.arange(2)).item())"
+    )
+    output = subprocess.run([str(python), "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    location, loss = output.stdout.split()
+    assert Path(location).is_relative_to(ROOT if editable else target)
+    assert float(loss) > 0.0

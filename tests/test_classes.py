@@ -1,0 +1,43 @@
+"""Class blocks cover every same-class pair exactly once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastassoc.classes import ClassBlocks, class_blocks, dense_block
+
+
+def as_matrix(blocks: ClassBlocks, rows: int) -> torch.Tensor:
+    """The target as an N x N matrix in the order of the input."""
+    order = torch.arange(blocks.rows) if blocks.order is None else blocks.order
+    matrix = torch.zeros(rows, rows, dtype=torch.float64)
+    for bucket, view in zip(blocks.buckets, blocks.views(blocks.target), strict=True):
+        members = bucket.rows(order)
+        for block, index in zip(view, members, strict=True):
+            matrix[index[:, None], index] += block
+    return matrix
+
+
+@given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), st.booleans(), st.booleans())
+def test_target_is_uniform_over_the_class(labels: list[int], dense: bool, ignore: bool) -> None:
+    values = torch.tensor(labels)
+    kept = (values != 9).nonzero().view(-1) if ignore else None
+    if kept is not None and not len(kept):
+        return
+    blocks = (dense_block if dense else class_blocks)(values, torch.float64, kept)
+    takes_part = torch.ones(len(labels), dtype=torch.bool) if kept is None else values != 9
+    same = (values[:, None] == values) & takes_part[:, None] & takes_part
+    expected = same.double() / same.sum(1, keepdim=True).clamp_min(1) / int(takes_part.sum())
+    torch.testing.assert_close(as_matrix(blocks, len(labels)), expected, rtol=1e-15, atol=0.0)
+    assert blocks.rows == int(takes_part.sum())
+
+
+@pytest.mark.parametrize(("sizes", "buckets"), [([4, 4, 4], 1), ([1] * 50, 1), ([7, 2, 7, 2], 2), ([3, 1, 2], 3)])
+def test_classes_of_one_size_share_a_bucket(sizes: list[int], buckets: int) -> None:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    blocks = class_blocks(labels[torch.randperm(len(labels))], torch.float32)
+    assert len(blocks.buckets) == buckets
+    assert sum(bucket.blocks * bucket.size for bucket in blocks.buckets) == len(labels)
