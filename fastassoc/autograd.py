@@ -48,8 +48,8 @@ class WalkerVisitFunction(torch.autograd.Function):
             )
         walker = visit = correct = None
         if p_aba is not None:
-            # Without eps the logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
             x = p_aba + eps
+            # Without eps the logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
             log_target = x.log_().mul_(blocks.target) if eps > 0.0 else torch.xlogy(blocks.target, x)
             walker = math.log1p(blocks.rows * eps) - log_target.sum()
             if options.statistics:
@@ -85,8 +85,10 @@ class WalkerVisitFunction(torch.autograd.Function):
         blocks, eps = options.blocks, options.eps
         g = h = None
         if grad_walker is not None:
-            # Keeps 0 / 0 off the off-class pairs without eps.
-            denominator = (p_aba + eps).clamp_min_(torch.finfo(p_aba.dtype).tiny)
+            denominator = p_aba + eps
+            if eps == 0.0:
+                # Off-class pairs are 0 / tiny, not 0 / 0.
+                denominator.clamp_min_(torch.finfo(p_aba.dtype).tiny)
             g = torch.div(blocks.target, denominator, out=denominator).mul_(-grad_walker)
         if grad_visit is not None:
             h = visit_gradient(visit_probability, eps, blocks.rows, b.shape[0]).mul_(grad_visit)

@@ -58,14 +58,14 @@ class ClassBlocks(NamedTuple):
 def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
     """All rows in one block, off-class pairs with target 0: nothing to sort, quickest for a few hundred rows.
 
-    ``kept_rows`` [N'] int64 limits the walk to these rows.
+    ``labels`` lie on the CPU. ``kept_rows`` [N'] int64 limits the walk to these rows.
     """
-    if kept_rows is not None:
-        labels = labels[kept_rows]
-    n = labels.shape[0]
-    same = (labels.unsqueeze(1) == labels).to(dtype)
-    target = same.div_(same.sum(1, keepdim=True).mul_(n))
-    return ClassBlocks(kept_rows, (Bucket(0, 1, n),), target.view(-1), n)
+    # NumPy's calls cost a third of torch's, which is most of the time at this size.
+    values = (labels if kept_rows is None else labels[kept_rows]).numpy()
+    n = values.shape[0]
+    same = values[:, None] == values
+    target = same / (same.sum(1, keepdims=True) * n)
+    return ClassBlocks(kept_rows, (Bucket(0, 1, n),), torch.from_numpy(target).to(dtype).view(-1), n)
 
 
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
@@ -75,18 +75,21 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     """
     values = (labels if kept_rows is None else labels[kept_rows]).numpy()
     n = values.shape[0]
-    order = np.argsort(values, kind="stable")
+    order = values.argsort(kind="stable")
     ordered = values[order]
-    bounds = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [n]))
-    sizes = np.diff(bounds)
-    if (sizes != sizes[0]).any():
+    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    sizes = np.diff(starts, prepend=0, append=n)
+    if (sizes == sizes[0]).all():
+        bucket_sizes, counts = [int(sizes[0])], [len(sizes)]
+    else:
         # Stable, so the rows of a class stay together.
-        order = order[np.argsort(-np.repeat(sizes, sizes), kind="stable")]
-    bucket_sizes, counts = np.unique(sizes, return_counts=True)
+        order = order[np.argsort(-sizes.repeat(sizes), kind="stable")]
+        unique, number = np.unique(sizes, return_counts=True)
+        bucket_sizes, counts = unique[::-1].tolist(), number[::-1].tolist()
     buckets = []
     targets = []
     start = 0
-    for size, count in zip(bucket_sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+    for size, count in zip(bucket_sizes, counts, strict=True):
         buckets.append(Bucket(start, count, size))
         targets.append(torch.full((count * size * size,), 1.0 / (n * size), dtype=dtype))
         start += count * size

@@ -89,6 +89,8 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
+    if type(value) is float and math.isfinite(value):
+        return
     if isinstance(value, Tensor):
         if value.ndim != 0 or not value.dtype.is_floating_point:
             raise TypeError(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastassoc.backends import cpu, cpu_tiles
+from fastassoc.backends import cpu, cpu_memory, cpu_tiles
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -42,8 +42,9 @@ def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
 
 
 @pytest.fixture
-def poisoned_memory() -> Iterator[None]:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fresh memory holds NaN, so that an entry nobody wrote shows."""
+    monkeypatch.setattr(cpu_memory, "_free", [])
     fill = torch.utils.deterministic.fill_uninitialized_memory
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -30,14 +30,20 @@ ALLOWED = {
         "fastassoc.backends.cpu_whole",
         "fastassoc.classes",
     },
-    "fastassoc.backends.cpu_whole": {"fastassoc.backends", "fastassoc.backends.cpu_products"},
+    "fastassoc.backends.cpu_whole": {
+        "fastassoc.backends",
+        "fastassoc.backends.cpu_memory",
+        "fastassoc.backends.cpu_products",
+        "fastassoc.classes",
+    },
     "fastassoc.backends.cpu_blocked": {
         "fastassoc.backends",
         "fastassoc.backends.cpu_products",
         "fastassoc.backends.cpu_tiles",
     },
     "fastassoc.backends.cpu_products": {"fastassoc.classes"},
-    "fastassoc.backends.cpu_tiles": {"fastassoc.backends"},
+    "fastassoc.backends.cpu_tiles": {"fastassoc.backends", "fastassoc.backends.cpu_memory"},
+    "fastassoc.backends.cpu_memory": set(),
     "fastassoc.kernels": set(),
 }
 

@@ -107,5 +107,7 @@ def choose_backend(name: str, device: torch.device) -> Backend:
 
 def visit_gradient(visit_probability: Tensor, eps: float, rows: int, columns: int) -> Tensor:
     """``h_j = -1 / (N M (eps + visit_j))``: d visit / d p_ab_ij for any row i."""
-    denominator = (visit_probability + eps).clamp_min_(torch.finfo(visit_probability.dtype).tiny)
-    return denominator.mul_(-rows * columns).reciprocal_()
+    denominator = visit_probability + eps
+    if eps == 0.0:
+        denominator.clamp_min_(torch.finfo(visit_probability.dtype).tiny)
+    return torch.div(-1.0 / (rows * columns), denominator, out=denominator)

@@ -64,7 +64,7 @@ def normalisers(problem: Problem) -> Normalisers:
     """One exponential, relative to the row maxima of the first tile, serves the sums over rows and over columns."""
     tiling = Tiling(problem)
     kept = tiling.kept_memory(problem)
-    scratch = Scratch(problem, tiling, "t")
+    scratch = Scratch(problem, tiling)
     column_major = _prefers_column_major(problem)
     scores = Scores(problem)
     lse_b = problem.a.new_empty(problem.b.shape[0], dtype=torch.float64)
@@ -109,11 +109,11 @@ def round_trips(problem: Problem, normaliser: Normalisers, needs_gradient: bool)
     if way_back:
         kept = None
     tiling = Tiling(problem)
-    scratch = Scratch(problem, tiling, "t")
+    scratch = Scratch(problem, tiling)
     column_major = _prefers_column_major(problem)
     r, c, f, g, u, v = _factors(lse_a, lse_b, merged, problem.dtype)
     scores = Scores(problem)
-    back_scratch = Scratch(problem, tiling, "q") if way_back else None
+    back_scratch = Scratch(problem, tiling) if way_back else None
 
     rows, columns = problem.blocks.rows, problem.b.shape[0]
     p_aba = f.new_zeros(problem.blocks.target.numel()) if problem.walker else None
@@ -158,8 +158,8 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     tiling = Tiling(problem)
     r, c, f, g, u, v = _factors(lse_a, lse_b, merged, problem.dtype)
     scores = Scores(problem)
-    t_scratch, ds_scratch, bracket_scratch = (Scratch(problem, tiling, name) for name in ("t", "ds", "bracket"))
-    back_scratch = Scratch(problem, tiling, "q") if way_back else None
+    t_scratch, ds_scratch, bracket_scratch = (Scratch(problem, tiling) for _ in range(3))
+    back_scratch = Scratch(problem, tiling) if way_back else None
     kernels = _round_trip_kernels(problem, gradient.g, f, u if merged else None)
     sums = GradientSums(problem, scores, needs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends import Gradients, Problem
+from fastassoc.backends.cpu_memory import borrow
 
 _TILE_BYTES = 4 * 2**20
 _MIN_COLUMNS = 256
@@ -62,26 +62,15 @@ class Tiling:
         """Memory for the kept tiles, or None where not one fits."""
         if not self.kept_columns:
             return None
-        return problem.a.new_empty(self.rows * self.kept_columns, dtype=problem.dtype)
+        return borrow((self.rows * self.kept_columns,), problem.dtype)
 
 
 class Scratch:
-    """A tile's worth of memory, used again by every tile of a sweep and by the sweeps that follow.
+    """A tile's worth of memory, used again by every tile of a sweep."""
 
-    Each thread keeps its scratch: fresh memory costs a page fault for every 4 KiB, as long as the arithmetic on it.
-    """
-
-    _kept = threading.local()
-
-    def __init__(self, problem: Problem, tiling: Tiling, name: str) -> None:
+    def __init__(self, problem: Problem, tiling: Tiling) -> None:
         self.rows = tiling.rows
-        entries = tiling.rows * tiling.width
-        memory = getattr(self._kept, name, None)
-        if memory is None or memory.dtype != problem.dtype or memory.numel() < entries:
-            memory = torch.empty(entries, dtype=problem.dtype)
-            if entries * problem.dtype.itemsize <= _TILE_BYTES:
-                setattr(self._kept, name, memory)
-        self.memory = memory
+        self.memory = borrow((tiling.rows * tiling.width,), problem.dtype)
 
     def shaped(self, tile: Tile, column_major: bool = False) -> Tensor:
         """A dense [N, columns of the tile] matrix, its rows or its columns contiguous."""

@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends import Gradients, LossGradient, Needs, Problem, Saved, Walks
+from fastassoc.backends.cpu_memory import borrow
 from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
+from fastassoc.classes import ClassBlocks
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
     """See `fastassoc.backends.Backend`; saves ``p_ab`` and ``p_ba``, both indexed like the scores."""
     a, b = _operands(problem)
-    s = torch.mm(a, b.t())
+    shape = a.shape[0], b.shape[0]
+    s = torch.mm(a, b.t(), out=borrow(shape, problem.dtype))
     if problem.bias_a is not None:
         s += problem.bias_a.unsqueeze(1)
     if problem.bias_b is not None:
         s += problem.bias_b
-    p_ab = s.softmax(1)
-    p_ba = s.softmax(0)
+    p_ab = torch.softmax(s, 1, out=borrow(shape, problem.dtype))
+    p_ba = torch.softmax(s, 0, out=borrow(shape, problem.dtype))
     if problem.blocks.dense:
         p_aba = torch.mm(p_ab, p_ba.t()).view(-1)
     else:
@@ -36,21 +39,18 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     p_ab, p_ba = saved
     assert p_ab is not None
     assert p_ba is not None
-    blocks = problem.blocks
-    kernels = [] if gradient.g is None else blocks.views(gradient.g)
     # dL/dp_ab, then through the softmax over columns: p_ab (x - sum_j p_ab x).
-    if kernels:
-        x = apply_kernels(blocks, kernels, p_ba, out=torch.empty_like(p_ba))
+    if gradient.g is not None:
+        x = _kernel_product(problem.blocks, gradient.g, p_ba)
         if gradient.h is not None:
             x += gradient.h
         x *= p_ab
     else:
         assert gradient.h is not None
-        x = p_ab * gradient.h
+        x = torch.mul(p_ab, gradient.h, out=borrow(tuple(p_ab.shape), p_ab.dtype))
     ds = x.addcmul_(p_ab, x.sum(1, keepdim=True), value=-1)
-    if kernels:
-        transposed = [kernel.transpose(1, 2) for kernel in kernels]
-        y = apply_kernels(blocks, transposed, p_ab, out=torch.empty_like(p_ab)).mul_(p_ba)
+    if gradient.g is not None:
+        y = _kernel_product(problem.blocks, gradient.g, p_ab, transposed=True).mul_(p_ba)
         ds += y.addcmul_(p_ba, y.sum(0), value=-1)
     a, b = _operands(problem)
     da = torch.mm(ds, b) if needs[0] else None
@@ -58,6 +58,18 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
         da *= problem.scale
     db = torch.mm(ds.t(), a) if needs[1] else None
     return Gradients(da, db, ds.sum(1) if needs[2] else None, ds.sum(0) if needs[3] else None)
+
+
+def _kernel_product(blocks: ClassBlocks, g: Tensor, p: Tensor, transposed: bool = False) -> Tensor:
+    """``sum_k G_ik p_kj`` within the blocks; ``G_ki`` if transposed."""
+    out = borrow(tuple(p.shape), p.dtype)
+    if blocks.dense:
+        kernel = g.view(blocks.rows, blocks.rows)
+        return torch.mm(kernel.t() if transposed else kernel, p, out=out)
+    kernels = blocks.views(g)
+    if transposed:
+        kernels = [kernel.transpose(1, 2) for kernel in kernels]
+    return apply_kernels(blocks, kernels, p, out=out)
 
 
 def _operands(problem: Problem) -> tuple[Tensor, Tensor]:
