@@ -90,7 +90,7 @@ def walker_visit_loss(
 
     The walker loss is smallest when every round trip ends in the class where it began, the visit loss when all rows of
     ``b`` are met equally often. Beyond small batches no N x N or N x M matrix is held: memory beyond inputs and
-    gradients is ``O(N + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 10,000, where
+    gradients is ``O(N + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 20,000, where
     the smallest tiles outgrow it), forward and backward.
 
     Args:

@@ -11,8 +11,8 @@ from torch import Tensor
 from fastassoc.backends import Gradients, Problem
 from fastassoc.backends.cpu_memory import borrow
 
-_TILE_BYTES = 4 * 2**20
-_MIN_COLUMNS = 256
+_TILE_BYTES = 2 * 2**20
+_MIN_COLUMNS = 128
 _WORKSPACE_BYTES = 32 * 2**20
 """Bound on the scratch tiles and the kept tiles together."""
 _SCRATCH_TILES = 3

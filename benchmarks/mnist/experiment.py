@@ -1,0 +1,140 @@
+"""Train the same network twice, without and with association, and write down what came of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.mnist.batches import choose_per_class, labelled_batches, unlabelled_batches
+from benchmarks.mnist.data import CLASSES, Dataset, Digits
+from benchmarks.mnist.figures import associate, save_association_graph, save_error_curves
+from benchmarks.mnist.network import MnistNetwork
+from benchmarks.mnist.training import Curve, Progress, TrainingOptions, train
+
+SUPERVISED, ASSOCIATION = "supervised only", "with association"
+SHOWN_UNLABELLED_PER_CLASS = 2
+
+# One random stream for each purpose, so that the two runs draw the same labelled batches.
+STREAM_SETUP, STREAM_LABELLED, STREAM_UNLABELLED = range(3)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How many samples carry labels, how many of each kind stand in a batch, and the seed of every random choice."""
+
+    labels_per_class: int
+    labelled_per_class_in_batch: int
+    unlabelled_batch: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """The curve and the seconds of each run by its name, and the networks and digits of the association graph."""
+
+    labels: int
+    curves: dict[str, Curve]
+    seconds: dict[str, float]
+    untrained: MnistNetwork
+    trained: MnistNetwork
+    shown_labelled: Digits
+    shown_unlabelled: Digits
+
+
+def run(
+    dataset: Dataset,
+    sampling: SamplingOptions,
+    training: TrainingOptions,
+    device: torch.device,
+    progress_for: Callable[[str], AbstractContextManager[Progress]],
+) -> Result:
+    """Both trainings from the same initial weights, labelled samples and labelled batches.
+
+    ``progress_for(name)`` is entered around each run. Raises `DataError` where a class has too few samples and
+    `DivergenceError` where a training fails.
+    """
+    setup = _generator(sampling.seed, STREAM_SETUP)
+    chosen = choose_per_class(dataset.train.labels, sampling.labels_per_class + SHOWN_UNLABELLED_PER_CLASS, setup)
+    labelled, shown_unlabelled = chosen.split([sampling.labels_per_class, SHOWN_UNLABELLED_PER_CLASS], dim=1)
+    untrained = MnistNetwork(CLASSES, setup).to(device)
+    train_digits, test_digits = dataset.train.to(device), dataset.test.to(device)
+
+    curves, seconds = {}, {}
+    for name in (SUPERVISED, ASSOCIATION):
+        network = copy.deepcopy(untrained)
+        with_labels = labelled_batches(
+            train_digits, labelled, sampling.labelled_per_class_in_batch, _generator(sampling.seed, STREAM_LABELLED)
+        )
+        without_labels = unlabelled_batches(
+            train_digits.images, sampling.unlabelled_batch, _generator(sampling.seed, STREAM_UNLABELLED)
+        )
+        start = time.perf_counter()
+        with progress_for(name) as progress:
+            curves[name] = train(
+                network, with_labels, without_labels if name == ASSOCIATION else None, test_digits, training, progress
+            )
+        seconds[name] = time.perf_counter() - start
+    return Result(
+        labels=labelled.numel(),
+        curves=curves,
+        seconds=seconds,
+        untrained=untrained,
+        trained=network,
+        shown_labelled=train_digits[labelled[:, 0]],
+        shown_unlabelled=train_digits[shown_unlabelled.flatten()],
+    )
+
+
+def table(result: Result, dataset: Dataset) -> str:
+    """The final test errors as plain text."""
+    supervised, association = (result.curves[name].test_error_percent[-1] for name in (SUPERVISED, ASSOCIATION))
+    title = f"{result.labels:,} labelled of {len(dataset.train):,} training digits, {len(dataset.test):,} test digits"
+    rows = (
+        ("training", "test error"),
+        (SUPERVISED, f"{supervised:8.2f} %"),
+        (ASSOCIATION, f"{association:8.2f} %"),
+        ("difference", f"{supervised - association:8.2f} percentage points"),
+    )
+    return "\n".join([title, *(f"  {name:<20}{value}" for name, value in rows)])
+
+
+def save(result: Result, dataset: Dataset, options: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the numbers (JSON) and the two pictures (PNG) to the existing ``folder``; returns their paths."""
+    numbers, curves, graph = folder / "results.json", folder / "test_error.png", folder / "associations.png"
+    content = {
+        "options": options,
+        "data": {
+            "name": dataset.name,
+            "train": len(dataset.train),
+            "test": len(dataset.test),
+            "labelled": result.labels,
+        },
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "runs": {name: asdict(curve) for name, curve in result.curves.items()},
+        "seconds": result.seconds,
+    }
+    numbers.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    subtitle = f"{result.labels:,} labelled digits; with association also {len(dataset.train):,} digits without labels"
+    save_error_curves(curves, result.curves, subtitle)
+    shown = (result.shown_labelled, result.shown_unlabelled)
+    steps = result.curves[ASSOCIATION].steps[-1]
+    panels = {
+        "Before training": associate(result.untrained, *shown),
+        f"After {steps:,} training steps with association": associate(result.trained, *shown),
+    }
+    save_association_graph(graph, *shown, panels)
+    return [curves, graph, numbers]
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(3 * seed + stream)
