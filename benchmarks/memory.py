@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.provider is None:
         for provider in PROVIDERS:
             rest = sys.argv[1:] if arguments is None else arguments
-            subprocess.run([sys.executable, "-m", "benchmarks.memory", *rest, "--provider", provider], check=False)
+            subprocess.run([sys.executable, "-m", "benchmarks.memory", *rest, "--provider", provider], check=True)
         return 0
     growth = peak_growth(options.provider, options.n, options.m, options.d, options.classes)
     print(f"{options.provider}, MiB beyond inputs and gradients: {growth:.1f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -90,8 +91,9 @@ def walker_visit_loss(
 
     The walker loss is smallest when every round trip ends in the class where it began, the visit loss when all rows of
     ``b`` are met equally often. Beyond small batches no N x N or N x M matrix is held: memory beyond inputs and
-    gradients is ``O(N + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 20,000, where
-    the smallest tiles outgrow it), forward and backward.
+    gradients is ``O(N D + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 15,000, where
+    the smallest tiles outgrow it; half that in float64), forward and backward. Up to 32 MiB stay with the process for
+    the next call.
 
     Args:
         a: [N, D] embeddings of labelled samples; float16, bfloat16, float32 or float64.
@@ -100,12 +102,14 @@ def walker_visit_loss(
         labels: [N], any integer or bool dtype, arbitrary values, on the CPU or beside ``a``.
         walker_weight: factor of the walker loss; a 0-d tensor receives a gradient. The float 0 skips the term's work.
         visit_weight: factor of the visit loss, likewise.
-        similarity: "dot", ``a_i . b_j``; "cosine", ``a_i . b_j / (|a_i| |b_j|)``, 0 for a zero row; "euclidean",
-            ``-|a_i - b_j|^2``.
+        similarity: "dot", ``a_i . b_j``; "cosine", ``a_i . b_j / (|a_i| |b_j|)``, 0 for a zero row (in float32, one of
+            norm below 1e-19); "euclidean", ``-|a_i - b_j|^2``. The last two hold a copy of ``a`` and ``b``.
         temperature: divides the similarities; a 0-d tensor receives a gradient.
         eps: added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's plain
-            cross-entropy, which is infinite where a probability underflows to 0.
-        ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there.
+            cross-entropy, which is infinite where a probability underflows to 0. What the accumulation dtype cannot
+            hold as a normal number (below 1.2e-38 in float32) counts as 0.
+        ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there; their values must
+            be finite all the same.
         return_stats: also return `WalkStatistics`. They include both terms, even one of weight 0.
         backend: "auto" (by device), "cpu" or "triton"; one named explicitly never falls back to another.
 
@@ -131,6 +135,8 @@ def walker_visit_loss(
     chosen = choose_backend(backend, a.device)
 
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+    if eps < torch.finfo(dtype).tiny:
+        eps = 0.0
     if a.dtype != b.dtype:
         validation.check_mixed_dtypes(a, b)
         a, b = a.to(dtype), b.to(dtype)
@@ -177,7 +183,10 @@ def _dot_form(
     if similarity == "cosine":
         a, b = _unit_rows(a, dtype), _unit_rows(b, dtype)
     elif similarity == "euclidean":
-        bias_a, bias_b = (torch.linalg.vector_norm(x, dim=1, dtype=dtype).square().neg() for x in (a, b))
+        # Distances do not see a common offset, but the difference of squares below loses its digits to one.
+        centre = b.detach().mean(0, dtype=dtype)
+        a, b = a.to(dtype) - centre, b.to(dtype) - centre
+        bias_a, bias_b = (torch.linalg.vector_norm(x, dim=1).square().neg() for x in (a, b))
         scale = 2.0
     if isinstance(temperature, Tensor):
         a = a.to(dtype) / temperature
@@ -203,8 +212,19 @@ def _weighted(
     walker: Tensor | None, walker_weight: float | Tensor, visit: Tensor | None, visit_weight: float | Tensor
 ) -> Tensor:
     terms = [
-        term if isinstance(weight, float) and weight == 1.0 else term * weight
+        _scaled(term, weight)
         for term, weight in ((walker, walker_weight), (visit, visit_weight))
         if term is not None and not _is_zero(weight)
     ]
-    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+    loss = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+    for term, weight in ((walker, walker_weight), (visit, visit_weight)):
+        if term is not None and _is_zero(weight):
+            # Computed for the statistics only; it may be the one that saw an input that is not finite.
+            loss = loss.masked_fill(term.detach().isnan(), math.nan)
+    return loss
+
+
+def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return (term * weight).to(term.dtype)
+    return term if weight == 1.0 else term * float(weight)

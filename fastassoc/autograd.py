@@ -127,7 +127,16 @@ def _problem(a: Tensor, b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None,
         a = a.index_select(0, order)
         bias_a = None if bias_a is None else bias_a.index_select(0, order)
     return Problem(
-        a, b, bias_a, bias_b, options.scale, options.eps, options.blocks, options.walker, options.visit, options.dtype
+        a=a,
+        b=b,
+        bias_a=bias_a,
+        bias_b=bias_b,
+        scale=options.scale,
+        eps=options.eps,
+        blocks=options.blocks,
+        walker=options.walker,
+        visit=options.visit,
+        dtype=options.dtype,
     )
 
 

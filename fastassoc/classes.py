@@ -91,7 +91,7 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     start = 0
     for size, count in zip(bucket_sizes, counts, strict=True):
         buckets.append(Bucket(start, count, size))
-        targets.append(torch.full((count * size * size,), 1.0 / (n * size), dtype=dtype))
+        targets.append(torch.full((count * size * size,), 1.0 / (n * size), dtype=dtype, device="cpu"))
         start += count * size
     target = targets[0] if len(targets) == 1 else torch.cat(targets)
     rows = torch.from_numpy(order)

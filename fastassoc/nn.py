@@ -53,5 +53,14 @@ class WalkerVisitLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for printing."""
-        names = ("walker_weight", "visit_weight", "similarity", "temperature", "eps", "ignore_index", "backend")
+        names = (
+            "walker_weight",
+            "visit_weight",
+            "similarity",
+            "temperature",
+            "eps",
+            "ignore_index",
+            "return_stats",
+            "backend",
+        )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -62,13 +62,15 @@ def check_options(
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
         if not value > 0.0:
             raise ValueError(f"temperature must be greater than 0; got {value}")
-    if isinstance(eps, Tensor):
-        raise TypeError("eps must be a float, not a tensor")
+    if isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real):
+        raise TypeError(f"eps must be a float; got {type(eps).__name__}")
     _check_number("eps", eps)
     if eps < 0.0:
         raise ValueError(f"eps must be 0 or greater; got {eps}")
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit in int64; got {ignore_index}")
     _check_choice("backend", backend, BACKENDS)
 
 

@@ -67,12 +67,13 @@ def assert_close(result: Result, reference: Result, tolerance: float) -> None:
 def assert_as_exact_as(result: Result, rival: Result, reference: Result, case: Case) -> None:
     """Errors in float32 against float64 are at most twice eager's plus a band for the rounding of the terms summed.
 
-    A gradient is the difference of terms of order ``|b| / N`` a row (``|a| / M`` for ``db``). Where walks are one-hot
-    it vanishes, exactly so in eager code; the band, eight roundings, is relative to those terms or to the gradient
-    itself (to a loss of one where the loss is smaller).
+    A gradient is the difference of terms of order ``|b| / N`` for each of N rows, and ``|a| / N`` for the up to N
+    columns that one-hot walks meet. Such walks make it vanish, exactly so in eager code; the band, eight roundings, is
+    relative to those terms or to the gradient itself (to a loss of one where the loss is smaller).
     """
     a, b = case.a.double(), case.b.double()
-    terms = (1.0, float(b.norm(dim=1).max()) / len(a) ** 0.5, float(a.norm(dim=1).max()) / len(b) ** 0.5)
+    columns = min(len(a), len(b))
+    terms = (1.0, float(b.norm(dim=1).max()) / len(a) ** 0.5, float(a.norm(dim=1).max()) / columns**0.5)
     band = 8 * torch.finfo(torch.float32).eps
     for name, x, y, exact, term in zip(Result._fields, result, rival, reference, terms, strict=True):
         mine, theirs = (float((z - exact).norm()) for z in (x, y))

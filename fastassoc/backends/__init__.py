@@ -97,9 +97,7 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     if name == "triton":
         raise RuntimeError("backend 'triton' cannot run: this version of fastassoc has no Triton kernels yet")
     if device.type != "cpu":
-        raise RuntimeError(
-            f"backend {name!r} cannot run on {device}: this version of fastassoc has only the CPU backend"
-        )
+        raise RuntimeError(f"backend {name!r} has nothing for {device}: this version of fastassoc runs on the CPU only")
     from fastassoc.backends import cpu
 
     return cpu

@@ -69,7 +69,8 @@ def normalisers(problem: Problem) -> Normalisers:
     scores = Scores(problem)
     lse_b = problem.a.new_empty(problem.b.shape[0], dtype=torch.float64)
     limits = torch.finfo(problem.dtype)
-    # A smaller column sum lost more than the unit roundoff to exponentials that underflowed.
+    # A column sum loses what underflows in its exponentials, or in the weights of rows with large exponentials: at most
+    # the roundoff squared of a sum that is this large against the sum of all exponentials. NaN compares false.
     smallest_column_sum = limits.tiny / limits.eps**2
 
     first = next(tiling.tiles(kept))
@@ -84,7 +85,7 @@ def normalisers(problem: Problem) -> Normalisers:
         )
         tile_sum = exponentials.sum(1)
         column_sum = torch.mv(exponentials.t(), weight)
-        if column_sum.amin() >= smallest_column_sum and tile_sum.sum() <= limits.max:
+        if column_sum.amin() >= smallest_column_sum * tile_sum.sum().clamp_min_(1.0):
             lse_b[tile.start : tile.stop] = column_sum.double().log_().add_(reference)
             row_sum += tile_sum
             continue

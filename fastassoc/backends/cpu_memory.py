@@ -26,11 +26,11 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of undefined content."""
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST_BYTES:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     buffer = _take(size)
     if buffer is None:
         # torch aligns its memory for vector instructions; NumPy does not.
-        buffer = torch.empty(size, dtype=torch.uint8).numpy()
+        buffer = torch.empty(size, dtype=torch.uint8, device="cpu").numpy()
     loan = buffer[:size].view(_Loan)
     loan.buffer = buffer
     # The tensor's storage holds the loan.
@@ -47,15 +47,27 @@ class _Loan(np.ndarray):
             _give_back(self.buffer)
 
 
+# A loan may end anywhere, even while this thread holds the lock (the garbage collector runs when it likes) or a forked
+# child inherits it held. Neither function therefore waits: a missed buffer is only fresh memory later.
+
+
 def _take(size: int) -> np.ndarray | None:
     """The smallest free buffer that holds ``size`` bytes without wasting more than as many again."""
-    with _lock:
+    if not _lock.acquire(blocking=False):
+        return None
+    try:
         fitting = [(buffer.nbytes, index) for index, buffer in enumerate(_free) if size <= buffer.nbytes <= 2 * size]
         return _free.pop(min(fitting)[1]) if fitting else None
+    finally:
+        _lock.release()
 
 
 def _give_back(buffer: np.ndarray) -> None:
-    with _lock:
+    if not _lock.acquire(blocking=False):
+        return
+    try:
         _free.append(buffer)
         while sum(kept.nbytes for kept in _free) > _FREE_BYTES:
             del _free[0]
+    finally:
+        _lock.release()

@@ -76,8 +76,8 @@ class Scratch:
         """A dense [N, columns of the tile] matrix, its rows or its columns contiguous."""
         columns = tile.stop - tile.start
         memory = self.memory[: self.rows * columns]
-        # Products of a few columns round differently in the two orders, and sweeps in different orders share them.
-        if column_major and columns >= _MIN_COLUMN_MAJOR:
+        # Sweeps in the two orders must agree on every score: narrow products round differently in each.
+        if column_major and min(self.rows, columns) >= _MIN_COLUMN_MAJOR:
             return memory.view(columns, self.rows).t()
         return memory.view(self.rows, columns)
 
@@ -127,7 +127,7 @@ class GradientSums:
         rows, columns = problem.a.shape[0], problem.b.shape[0]
         a = scores.a
         self.da = torch.zeros_like(a) if needs[0] else None
-        self.db = torch.empty(problem.b.shape, dtype=problem.b.dtype) if needs[1] else None
+        self.db = torch.empty_like(problem.b, memory_format=torch.contiguous_format) if needs[1] else None
         self.dbias_a = a.new_zeros(rows) if needs[2] else None
         self.dbias_b = a.new_empty(columns) if needs[3] else None
 

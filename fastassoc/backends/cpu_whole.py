@@ -15,7 +15,7 @@ from fastassoc.classes import ClassBlocks
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Backend`; saves ``p_ab`` and ``p_ba``, both indexed like the scores."""
+    """See `fastassoc.backends.Backend`; saves ``p_ab`` and ``q_ij = p_ba_ji``."""
     a, b = _operands(problem)
     shape = a.shape[0], b.shape[0]
     s = torch.mm(a, b.t(), out=borrow(shape, problem.dtype))
@@ -24,24 +24,24 @@ def walks(problem: Problem, needs_gradient: bool) -> Walks:
     if problem.bias_b is not None:
         s += problem.bias_b
     p_ab = torch.softmax(s, 1, out=borrow(shape, problem.dtype))
-    p_ba = torch.softmax(s, 0, out=borrow(shape, problem.dtype))
+    q = torch.softmax(s, 0, out=borrow(shape, problem.dtype))
     if problem.blocks.dense:
-        p_aba = torch.mm(p_ab, p_ba.t()).view(-1)
+        p_aba = torch.mm(p_ab, q.t()).view(-1)
     else:
         p_aba = torch.zeros_like(problem.blocks.target)
-        add_round_trips(problem.blocks, problem.blocks.views(p_aba), p_ab, p_ba)
+        add_round_trips(problem.blocks, problem.blocks.views(p_aba), p_ab, q)
     visit = p_ab.mean(0) if problem.visit else None
-    return Walks(p_aba, visit, (p_ab, p_ba) if needs_gradient else ())
+    return Walks(p_aba, visit, (p_ab, q) if needs_gradient else ())
 
 
 def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    p_ab, p_ba = saved
+    p_ab, q = saved
     assert p_ab is not None
-    assert p_ba is not None
+    assert q is not None
     # dL/dp_ab, then through the softmax over columns: p_ab (x - sum_j p_ab x).
     if gradient.g is not None:
-        x = _kernel_product(problem.blocks, gradient.g, p_ba)
+        x = _kernel_product(problem.blocks, gradient.g, q)
         if gradient.h is not None:
             x += gradient.h
         x *= p_ab
@@ -50,8 +50,8 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
         x = torch.mul(p_ab, gradient.h, out=borrow(tuple(p_ab.shape), p_ab.dtype))
     ds = x.addcmul_(p_ab, x.sum(1, keepdim=True), value=-1)
     if gradient.g is not None:
-        y = _kernel_product(problem.blocks, gradient.g, p_ab, transposed=True).mul_(p_ba)
-        ds += y.addcmul_(p_ba, y.sum(0), value=-1)
+        y = _kernel_product(problem.blocks, gradient.g, p_ab, transposed=True).mul_(q)
+        ds += y.addcmul_(q, y.sum(0), value=-1)
     a, b = _operands(problem)
     da = torch.mm(ds, b) if needs[0] else None
     if da is not None and problem.scale != 1.0:
