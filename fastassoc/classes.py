@@ -18,8 +18,8 @@ class Bucket(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """The bucket's rows of ``x`` [N, ...] as [blocks, size, ...]."""
-        rows: Tensor = x[self.start : self.start + self.blocks * self.size]
-        return rows.unflatten(0, (self.blocks, self.size))  # type: ignore[no-any-return]
+        rows = x.narrow(0, self.start, self.blocks * self.size)
+        return rows.view(self.blocks, self.size, *x.shape[1:])
 
 
 class ClassBlocks(NamedTuple):

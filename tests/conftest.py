@@ -38,7 +38,7 @@ def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """Tiles of 16 columns, ``kept`` of which stay in memory."""
     monkeypatch.setattr(cpu_tiles, "_MIN_COLUMNS", 16)
     monkeypatch.setattr(cpu_tiles, "_TILE_BYTES", 0)
-    monkeypatch.setattr(cpu_tiles.Tiling, "keep_limit", lambda self, problem: kept)
+    monkeypatch.setattr(cpu_tiles.Tiling, "keep_limit", lambda self, problem, needs_gradient: kept)
 
 
 @pytest.fixture

@@ -1,23 +1,27 @@
-"""The passes as blocked torch: tiles of columns that stay in cache, in-place arithmetic, no N x M matrix.
+"""The passes as blocked torch: tiles of columns that stay in cache, in-place arithmetic.
 
-A tile is all N rows of the scores against a range of columns of ``b``, so a column is complete inside one tile and one
-sweep over the tiles serves the visits and the round trips together. One exponential per score and sweep suffices: with
-the geometric mean of the two transition probabilities, for any constant z,
+A tile is all N rows of the scores against a range of columns of ``b``, so a column is complete inside one tile. One
+exponential per score serves the sums over rows, the sums over columns and the round trips of a class, for the sums over
+rows only scale the round trips once all columns are in. With a row shift r fixed by the first tile and any constant z:
 
-    t_ij = exp(s_ij - r_i - c_j)      r_i = (lse_a_i + z) / 2       c_j = (lse_b_j - z) / 2
-    p_ab_ij = t_ij f_i g_j            f_i = exp(r_i - lse_a_i)      g_j = exp(c_j)
-    p_ba_ji = t_ij u_i v_j            u_i = exp(r_i - z)            v_j = exp(c_j + z - lse_b_j) = 1 / g_j
+    e_ij = exp(s_ij - r_i)            R_i = sum_j e_ij              C_j = sum_i e_ij u_i          u_i = exp(r_i - z)
+    t_ij = e_ij y_j                   y_j = C_j^-1/2
+    p_ab_ij = t_ij f_i g_j            f_i = 1 / R_i                 g_j = 1 / y_j
+    p_ba_ji = t_ij u_i v_j            v_j = 1 / (C_j y_j)           p_aba_ik = (t t')_ik f_i u_k
 
-the round trips of a class are one symmetric product, ``p_aba_ik = (t t')_ik f_i u_k``, and so is their gradient. What
-underflows in this merged form changes ``p_aba`` by less than ``eps`` times the unit roundoff while all normalisers lie
-within a limit (`_merges`) of each other. Where they do not, and without round trips, the form is plain:
+So the round trips of a class are one symmetric product, and so is their gradient. The visits need R before they can sum
+a column and take a second sweep, the gradients a third. ``t`` is kept between sweeps where it fits (`Tiling`).
 
-    t_ij = exp(s_ij - r_i)            r_i = lse_a_i                 p_ab_ij = t_ij f_i        g_j = u_i = 1
+What underflows in this merged form changes ``p_aba`` by less than ``eps`` times the unit roundoff while the factors lie
+within limits (`_holds`): in float32 while the logarithms of all R and C, unshifted, lie within about 100. Beyond, and
+for an ``eps`` of 0, the form is plain: normalisers first, two exponentials, two products, nothing kept:
+
+    t_ij = exp(s_ij - r_i)            r_i = lse_a_i                 p_ab_ij = t_ij f_i            g_j = u_i = 1
     q_ij = exp(s_ij - c_j) v_j        c_j = lse_b_j                 p_ba_ji = q_ij
 
-Normalisers are float64: the rows of ``p_ab`` must sum to one to the last bit of float32, or the gradient, a difference
-of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts inside the exponentials
-are float32, ``r_i`` (and the plain ``c_j``) whole numbers, which cost no rounding; the factors make up for the rest.
+R and both ``lse`` are float64: the rows of ``p_ab`` must sum to one to the last bit of float32, or the gradient, a
+difference of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts r and c are whole
+numbers, which cost no rounding; the factors make up for the rest.
 """
 
 from __future__ import annotations
@@ -30,25 +34,23 @@ from torch import Tensor
 
 from fastassoc.backends import Gradients, LossGradient, Needs, Problem, Saved, Walks, visit_gradient
 from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
-from fastassoc.backends.cpu_tiles import GradientSums, Scores, Scratch, Tiling
+from fastassoc.backends.cpu_tiles import GradientSums, Scores, Scratch, Tile, Tiling
 
 _COLUMN_MAJOR_ROWS = 64
 """Blocks of 2 to this many rows multiply about twice as fast where the columns of a tile are contiguous."""
-
-
-class Normalisers(NamedTuple):
-    """``lse_a`` [N] and ``lse_b`` [M] in float64, and the scores of the kept tiles."""
-
-    lse_a: Tensor
-    lse_b: Tensor
-    kept: Tensor | None
+_UNSHIFTED = 40.0
+"""Scores up to this size need no shift: their exponentials are far from the limits of float32."""
 
 
 class _Factors(NamedTuple):
     """The vectors of the module's equations."""
 
-    r: Tensor
-    c: Tensor
+    r: Tensor | None
+    """None stands for 0."""
+    c: Tensor | None
+    """None in the merged form."""
+    y: Tensor | None
+    """None in the plain form."""
     f: Tensor
     g: Tensor
     u: Tensor
@@ -56,92 +58,120 @@ class _Factors(NamedTuple):
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Backend`. With ``b`` split over ranks, ``lse_a`` would cross ranks between these two."""
-    return round_trips(problem, normalisers(problem), needs_gradient)
+    """See `fastassoc.backends.Backend`. With ``b`` split over ranks, r, R and the round trips would cross ranks."""
+    merged = merged_walks(problem, needs_gradient) if problem.eps > 0.0 else None
+    return plain_walks(problem, needs_gradient) if merged is None else merged
 
 
-def normalisers(problem: Problem) -> Normalisers:
-    """One exponential, relative to the row maxima of the first tile, serves the sums over rows and over columns."""
+def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
+    """The merged form, or None where it does not hold."""
     tiling = Tiling(problem)
-    kept = tiling.kept_memory(problem)
+    kept = tiling.kept_memory(problem, needs_gradient)
     scratch = Scratch(problem, tiling)
+    scores = Scores(problem, tiling)
     column_major = _prefers_column_major(problem)
-    scores = Scores(problem)
-    lse_b = problem.a.new_empty(problem.b.shape[0], dtype=torch.float64)
-    limits = torch.finfo(problem.dtype)
-    # A column sum loses what underflows in its exponentials, or in the weights of rows with large exponentials: at most
-    # the roundoff squared of a sum that is this large against the sum of all exponentials. NaN compares false.
-    smallest_column_sum = limits.tiny / limits.eps**2
-
-    first = next(tiling.tiles(kept))
-    row_max = scores.raw(first, out=scratch.shaped(first) if first.kept is None else first.kept).amax(1)
-    row_sum = torch.zeros_like(row_max, dtype=torch.float64)
-    reference, weight = _column_weight(row_max)
-    for tile in tiling.tiles(kept):
-        if tile.kept is not None and tile.start:
-            scores.raw(tile, out=tile.kept)
-        exponentials = scores.exponentials(
-            tile, row_max, None, scratch.shaped(tile, column_major and tile.kept is None)
-        )
-        tile_sum = exponentials.sum(1)
-        column_sum = torch.mv(exponentials.t(), weight)
-        if column_sum.amin() >= smallest_column_sum * tile_sum.sum().clamp_min_(1.0):
-            lse_b[tile.start : tile.stop] = column_sum.double().log_().add_(reference)
-            row_sum += tile_sum
-            continue
-        # Scores far above those of the first tile, or columns far below the maxima of their rows.
-        s = scores.raw(tile, out=scratch.shaped(tile)) if tile.kept is None else tile.kept
-        if not all(bound.isfinite() for bound in s.aminmax()):
-            return Normalisers(torch.full_like(row_sum, math.nan), lse_b.fill_(math.nan), None)
-        column_max = s.amax(0)
-        lse_b[tile.start : tile.stop] = torch.exp(s - column_max).sum(0).double().log_().add_(column_max)
-        previous_max, row_max = row_max, torch.maximum(row_max, s.amax(1))
-        row_sum *= torch.exp(previous_max - row_max)
-        row_sum += torch.exp(s - row_max.unsqueeze(1)).sum(1)
-        reference, weight = _column_weight(row_max)
-    return Normalisers(row_sum.log_().add_(row_max), lse_b, kept)
-
-
-def round_trips(problem: Problem, normaliser: Normalisers, needs_gradient: bool) -> Walks:
-    """Visits and round trips in one sweep; saves the normalisers, the kept tiles and ``rho_visit``."""
-    lse_a, lse_b, kept = normaliser
-    merged = _merges(problem, lse_a, lse_b)
-    way_back = problem.walker and not merged
-    if way_back:
-        kept = None
-    tiling = Tiling(problem)
-    scratch = Scratch(problem, tiling)
-    column_major = _prefers_column_major(problem)
-    r, c, f, g, u, v = _factors(lse_a, lse_b, merged, problem.dtype)
-    scores = Scores(problem)
-    back_scratch = Scratch(problem, tiling) if way_back else None
-
-    rows, columns = problem.blocks.rows, problem.b.shape[0]
-    p_aba = f.new_zeros(problem.blocks.target.numel()) if problem.walker else None
+    p_aba = problem.a.new_zeros(problem.blocks.target.numel(), dtype=problem.dtype) if problem.walker else None
     products = [] if p_aba is None else problem.blocks.views(p_aba)
-    visit = torch.empty_like(g) if problem.visit else None
-    rho_visit = torch.zeros_like(lse_a) if problem.visit and needs_gradient else None
-    mean_f = f / rows
+    row_sum = problem.a.new_zeros(problem.blocks.rows, dtype=torch.float64)
+    column_sum, y = (problem.a.new_empty(problem.b.shape[0], dtype=problem.dtype) for _ in range(2))
+    r = u = None
     for tile in tiling.tiles(kept):
-        span = slice(tile.start, tile.stop)
-        out = scratch.shaped(tile, column_major) if tile.kept is None else tile.kept
-        t = scores.exponentials(tile, r, c if merged else None, out)
-        if visit is not None:
-            tile_visit = torch.mul(torch.mv(t.t(), mean_f), g[span], out=visit[span])
-            if rho_visit is not None:
-                rho_visit += torch.mv(t, visit_gradient(tile_visit, problem.eps, rows, columns).mul_(g[span]))
-        q = t
-        if back_scratch is not None:
-            q = scores.exponentials(tile, None, c, back_scratch.shaped(tile, column_major)).mul_(v[span])
-        if problem.walker:
-            add_round_trips(problem.blocks, products, t, q)
-    if rho_visit is not None:
-        rho_visit = rho_visit.to(problem.dtype).mul_(f)
+        span = tile.columns
+        t = scores.raw(tile, out=scratch.shaped(tile, column_major) if tile.kept is None else tile.kept)
+        if u is None:
+            r, u = _shift(t)
+        if r is not None:
+            t -= r.unsqueeze(1)
+        t.exp_()
+        row_sum += t.sum(1)
+        t *= torch.rsqrt(torch.mv(t.t(), u, out=column_sum[span]), out=y[span])
+        if products:
+            add_round_trips(problem.blocks, products, t, t)
+    assert u is not None
+    f = row_sum.reciprocal_().to(problem.dtype)
+    if not _holds(problem, f, u, y):
+        return None
+    v = y.double().mul_(column_sum).reciprocal_().to(problem.dtype)
+    factors = _Factors(r, None, y, f, y.reciprocal(), u, v)
     for bucket, product in zip(problem.blocks.buckets, products, strict=False):
         product *= bucket.rows(f).unsqueeze(2)
-        if merged:
-            product *= bucket.rows(u).unsqueeze(1)
-    return Walks(p_aba, visit, (lse_a, lse_b, kept, rho_visit) if needs_gradient else ())
+        product *= bucket.rows(u).unsqueeze(1)
+    visits = _Visits(problem, factors, needs_gradient) if problem.visit else None
+    if visits is not None:
+        for tile in tiling.tiles(kept):
+            visits.add(tile, _steps_out(scores, tile, factors, scratch))
+    visit, rho_visit = (None, None) if visits is None else visits.result()
+    return Walks(p_aba, visit, (*factors, kept, rho_visit) if needs_gradient else ())
+
+
+def plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
+    """The plain form: any finite scores, and NaN where they are not finite."""
+    lse_a, lse_b = normalisers(problem)
+    r, c = (lse.round().to(problem.dtype) for lse in (lse_a, lse_b))
+    f, v = ((shift - lse).exp_().to(problem.dtype) for shift, lse in ((r, lse_a), (c, lse_b)))
+    factors = _Factors(r, c, None, f, torch.ones_like(v), torch.ones_like(f), v)
+    tiling = Tiling(problem)
+    scratch, back_scratch = (Scratch(problem, tiling) for _ in range(2))
+    scores = Scores(problem, tiling)
+    p_aba = f.new_zeros(problem.blocks.target.numel()) if problem.walker else None
+    products = [] if p_aba is None else problem.blocks.views(p_aba)
+    visits = _Visits(problem, factors, needs_gradient) if problem.visit else None
+    for tile in tiling.tiles(None):
+        t = _steps_out(scores, tile, factors, scratch)
+        if visits is not None:
+            visits.add(tile, t)
+        if products:
+            add_round_trips(problem.blocks, products, t, _steps_back(scores, tile, factors, back_scratch))
+    for bucket, product in zip(problem.blocks.buckets, products, strict=False):
+        product *= bucket.rows(f).unsqueeze(2)
+    visit, rho_visit = (None, None) if visits is None else visits.result()
+    return Walks(p_aba, visit, (*factors, None, rho_visit) if needs_gradient else ())
+
+
+def normalisers(problem: Problem) -> tuple[Tensor, Tensor]:
+    """``lse_a`` [N] and ``lse_b`` [M] in float64, whatever the scores; NaN where any is not finite."""
+    tiling = Tiling(problem)
+    scratch, exponential_scratch = (Scratch(problem, tiling) for _ in range(2))
+    scores = Scores(problem, tiling)
+    lse_b = problem.a.new_empty(problem.b.shape[0], dtype=torch.float64)
+    row_max = problem.a.new_full((problem.blocks.rows,), -math.inf, dtype=problem.dtype)
+    row_sum = torch.zeros_like(row_max, dtype=torch.float64)
+    for tile in tiling.tiles(None):
+        s = scores.raw(tile, out=scratch.shaped(tile))
+        if not all(bound.isfinite() for bound in s.aminmax()):
+            return row_sum.fill_(math.nan), lse_b.fill_(math.nan)
+        out = exponential_scratch.shaped(tile)
+        column_max = s.amax(0)
+        column_sum = torch.sub(s, column_max, out=out).exp_().sum(0)
+        lse_b[tile.columns] = column_sum.double().log_().add_(column_max)
+        previous_max, row_max = row_max, torch.maximum(row_max, s.amax(1))
+        row_sum *= torch.exp(previous_max - row_max)
+        row_sum += torch.sub(s, row_max.unsqueeze(1), out=out).exp_().sum(1)
+    return row_sum.log_().add_(row_max), lse_b
+
+
+class _Visits:
+    """Visit probabilities, a tile at a time, and the ``rho`` of their gradient."""
+
+    def __init__(self, problem: Problem, factors: _Factors, needs_gradient: bool) -> None:
+        self.problem = problem
+        self.factors = factors
+        self.mean_f = factors.f / problem.blocks.rows
+        self.visit = torch.empty_like(factors.g)
+        self.rho = torch.zeros_like(factors.f, dtype=torch.float64) if needs_gradient else None
+
+    def add(self, tile: Tile, t: Tensor) -> None:
+        """The visits of a tile's columns."""
+        span = tile.columns
+        g = self.factors.g[span]
+        visit = torch.mul(torch.mv(t.t(), self.mean_f), g, out=self.visit[span])
+        if self.rho is not None:
+            h = visit_gradient(visit, self.problem.eps, self.problem.blocks.rows, self.problem.b.shape[0])
+            self.rho += torch.mv(t, h.mul_(g))
+
+    def result(self) -> tuple[Tensor, Tensor | None]:
+        """``visit`` [M] and ``rho_visit`` [N] at an upstream gradient of 1."""
+        return self.visit, None if self.rho is None else self.rho.to(self.visit.dtype).mul_(self.factors.f)
 
 
 def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
@@ -151,87 +181,103 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
 
         ds_ij = t_ij [(k t)_ij + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]
     """
-    lse_a, lse_b, kept, rho_visit = saved
-    assert lse_a is not None
-    assert lse_b is not None
-    merged = _merges(problem, lse_a, lse_b)
-    way_back = gradient.g is not None and not merged
+    *vectors, kept, rho_visit = saved
+    factors = _Factors(*vectors)  # type: ignore[arg-type]
+    f, g, u, v = factors.f, factors.g, factors.u, factors.v
+    merged = factors.c is None
     tiling = Tiling(problem)
-    r, c, f, g, u, v = _factors(lse_a, lse_b, merged, problem.dtype)
-    scores = Scores(problem)
+    scores = Scores(problem, tiling)
     t_scratch, ds_scratch, bracket_scratch = (Scratch(problem, tiling) for _ in range(3))
-    back_scratch = Scratch(problem, tiling) if way_back else None
+    back_scratch = None if merged or gradient.g is None else Scratch(problem, tiling)
     kernels = _round_trip_kernels(problem, gradient.g, f, u if merged else None)
     sums = GradientSums(problem, scores, needs)
+    ones = torch.ones_like(f)
 
-    # Everything in the bracket but the round trips has a rank of at most three.
-    left = [f * gradient.rho(problem.blocks, rho_visit)]
+    # Everything in the bracket but the round trips has a rank of at most three; kappa comes tile by tile.
+    left, right = [f * gradient.rho(problem.blocks, rho_visit)], [-g]
     if gradient.h is not None:
         left.append(f)
+        right.append(g * gradient.h)
     if gradient.g is not None and merged:
-        left.append(-u)
-    left_factor = torch.stack(left, 1)
+        left.append(u * -0.5)
+        right.append(v)
+    left_factor, right_factor = torch.stack(left, 1), torch.stack(right)
     for tile in tiling.tiles(kept):
-        span = slice(tile.start, tile.stop)
-        t = tile.kept
-        if t is None:
-            t = scores.exponentials(tile, r, c if merged else None, t_scratch.shaped(tile))
-        right = [-g[span]]
-        if gradient.h is not None:
-            right.append(g[span] * gradient.h[span])
+        span = tile.columns
+        t = _steps_out(scores, tile, factors, t_scratch)
         ds = ds_scratch.shaped(tile)
         bracket = bracket_scratch.shaped(tile)
-        if gradient.g is not None:
-            q = t
-            if back_scratch is not None:
-                q = scores.exponentials(tile, None, c, back_scratch.shaped(tile)).mul_(v[span])
+        tile_factor = right_factor[:, span]
+        if gradient.g is None:
+            torch.mm(left_factor, tile_factor, out=ds)
+            ds *= t
+        elif merged:
+            apply_kernels(problem.blocks, kernels, t, out=ds)
+            ds *= t
+            tile_factor[-1] *= torch.mv(ds.t(), ones)
+            ds.addcmul_(t, torch.mm(left_factor, tile_factor, out=bracket))
+        else:
+            assert back_scratch is not None
+            q = _steps_back(scores, tile, factors, back_scratch)
             apply_kernels(problem.blocks, kernels, q, out=ds)
             ds *= t
-            kappa = ds.sum(0)
-            if merged:
-                right.append(kappa.div_(2).mul_(v[span]))
-            torch.mm(left_factor, torch.stack(right), out=bracket)
-            ds.addcmul_(t, bracket)
-            if way_back:
-                apply_kernels(problem.blocks, [kernel.transpose(1, 2) for kernel in kernels], t, out=bracket)
-                bracket -= kappa
-                ds.addcmul_(q, bracket)
-        else:
-            torch.mm(left_factor, torch.stack(right), out=ds)
-            ds *= t
+            kappa = torch.mv(ds.t(), ones)
+            ds.addcmul_(t, torch.mm(left_factor, tile_factor, out=bracket))
+            apply_kernels(problem.blocks, [kernel.transpose(1, 2) for kernel in kernels], t, out=bracket)
+            bracket -= kappa
+            ds.addcmul_(q, bracket)
         sums.add(tile, ds)
     return sums.result()
 
 
-def _factors(lse_a: Tensor, lse_b: Tensor, merged: bool, dtype: torch.dtype) -> _Factors:
-    if merged:
-        z = lse_b.mean().round()
-        r = lse_a.add(z).div_(2).round_()
-        # As it is subtracted, so that the factors see its rounding.
-        c = lse_b.sub(z).div_(2).to(dtype).double()
-        factors = (r, c, (r - lse_a).exp_(), c.exp(), (r - z).exp_(), (c + z).sub_(lse_b).exp_())
-    else:
-        r, c = lse_a.round(), lse_b.round()
-        one = torch.ones_like(lse_a)
-        factors = (r, c, (r - lse_a).exp_(), torch.ones_like(lse_b), one, (c - lse_b).exp_())
-    return _Factors(*(x.to(dtype) for x in factors))
+def _shift(s: Tensor) -> tuple[Tensor | None, Tensor]:
+    """``r`` and ``u`` from the scores of the first tile: about half way between the scores of a row and z.
+
+    z is a low column of the tile, so that ``e`` underflows no sooner than ``t`` in columns above it.
+    """
+    lowest, highest = s.aminmax()
+    if -lowest <= _UNSHIFTED and highest <= _UNSHIFTED:
+        return None, s.new_ones(s.shape[0])
+    z = s.amax(0).amin().round_()
+    r = s.amax(1).add_(z).div_(2.0).round_()
+    return r, (r - z).exp_()
 
 
-def _merges(problem: Problem, lse_a: Tensor, lse_b: Tensor) -> bool:
-    """Whether the merged form holds: what underflows, ``tiny exp(spread / 2)``, is under ``eps`` times the roundoff."""
-    if not problem.walker or problem.eps == 0.0:
-        return False
+def _holds(problem: Problem, f: Tensor, u: Tensor, y: Tensor) -> bool:
+    """Whether what underflows in ``e`` or ``t`` is below ``eps`` times the roundoff in each probability, and all is finite.
+
+    Lost are at most ``tiny f_i max(1, g_j)`` of ``p_ab_ij`` and ``tiny u_i y_j max(1, y_j)`` of ``p_ba_ji``.
+    """
     limits = torch.finfo(problem.dtype)
-    limit = 2.0 * (math.log(problem.eps) + math.log(limits.eps) - math.log(limits.tiny))
-    (a_lowest, a_highest), (b_lowest, b_highest) = lse_a.aminmax(), lse_b.aminmax()
-    # False where any is NaN.
-    return bool(torch.maximum(a_highest, b_highest) - torch.minimum(a_lowest, b_lowest) <= limit)
+    limit = problem.eps * limits.eps / limits.tiny
+    (f_low, f_high), (u_low, u_high), (y_low, y_high) = (map(float, x.aminmax()) for x in (f, u, y))
+    # False where any is NaN; the products of the round trips are at most 1 / (f_i u_k).
+    return (
+        f_high <= limit * min(1.0, y_low)
+        and u_high * y_high * max(1.0, y_high) <= limit
+        and f_high * u_high <= limit
+        and f_low * u_low * limit >= 1.0
+    )
 
 
-def _column_weight(row_max: Tensor) -> tuple[Tensor, Tensor]:
-    """``c`` and ``exp(row_max - c)``, which turn exponentials relative to ``row_max`` into ones relative to ``c``."""
-    reference = row_max.amax()
-    return reference, torch.exp(row_max - reference)
+def _steps_out(scores: Scores, tile: Tile, factors: _Factors, scratch: Scratch) -> Tensor:
+    """``t`` of the tile."""
+    if tile.kept is not None:
+        return tile.kept
+    t = scores.raw(tile, out=scratch.shaped(tile))
+    if factors.r is not None:
+        t -= factors.r.unsqueeze(1)
+    t.exp_()
+    return t if factors.y is None else t.mul_(factors.y[tile.columns])
+
+
+def _steps_back(scores: Scores, tile: Tile, factors: _Factors, scratch: Scratch) -> Tensor:
+    """``q`` of the tile in the plain form."""
+    assert factors.c is not None
+    span = tile.columns
+    q = scores.raw(tile, out=scratch.shaped(tile))
+    q -= factors.c[span]
+    return q.exp_().mul_(factors.v[span])
 
 
 def _prefers_column_major(problem: Problem) -> bool:

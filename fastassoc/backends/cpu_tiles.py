@@ -11,20 +11,27 @@ from torch import Tensor
 from fastassoc.backends import Gradients, Problem
 from fastassoc.backends.cpu_memory import borrow
 
-_TILE_BYTES = 2 * 2**20
+_TILE_BYTES = 4 * 2**20
 _MIN_COLUMNS = 128
 _WORKSPACE_BYTES = 32 * 2**20
 """Bound on the scratch tiles and the kept tiles together."""
 _SCRATCH_TILES = 3
 _MIN_COLUMN_MAJOR = 16
+_KEPT_BYTES = 256 * 2**20
+"""Up to this size the whole of ``t`` is kept for the backward pass, beyond only what the workspace holds."""
 
 
 class Tile(NamedTuple):
-    """Columns ``start`` to ``stop``; ``kept`` is [N, stop - start] where the tile outlives its sweep, else None."""
+    """A range of columns; ``kept`` is their [N, columns] where the tile outlives its sweep, else None."""
 
-    start: int
-    stop: int
+    index: int
+    columns: slice
     kept: Tensor | None
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        return int(self.columns.stop - self.columns.start)
 
 
 class Tiling:
@@ -41,28 +48,27 @@ class Tiling:
         self.rows = rows
         self.columns = columns
         self.width = min(width, columns)
-        self.kept_columns = min(self.keep_limit(problem) * self.width, columns)
-
-    def keep_limit(self, problem: Problem) -> int:
-        """How many tiles the workspace holds beside the scratch."""
-        tile_bytes = self.rows * self.width * problem.dtype.itemsize
-        return max(0, _WORKSPACE_BYTES // tile_bytes - _SCRATCH_TILES)
 
     def tiles(self, kept: Tensor | None) -> Iterator[Tile]:
         """Every tile in order; ``kept`` (flat, ``rows * kept_columns`` entries) is dealt out to the first of them."""
-        for start in range(0, self.columns, self.width):
-            stop = min(start + self.width, self.columns)
-            if kept is not None and stop <= self.kept_columns:
-                memory = kept[self.rows * start : self.rows * stop].view(self.rows, stop - start)
-                yield Tile(start, stop, memory)
-            else:
-                yield Tile(start, stop, None)
+        for index, start in enumerate(range(0, self.columns, self.width)):
+            columns = slice(start, min(start + self.width, self.columns))
+            memory = None
+            if kept is not None and self.rows * columns.stop <= kept.numel():
+                memory = kept[self.rows * start : self.rows * columns.stop].view(self.rows, -1)
+            yield Tile(index, columns, memory)
 
-    def kept_memory(self, problem: Problem) -> Tensor | None:
+    def kept_memory(self, problem: Problem, needs_gradient: bool) -> Tensor | None:
         """Memory for the kept tiles, or None where not one fits."""
-        if not self.kept_columns:
-            return None
-        return borrow((self.rows * self.kept_columns,), problem.dtype)
+        columns = min(self.keep_limit(problem, needs_gradient) * self.width, self.columns)
+        return borrow((self.rows * columns,), problem.dtype) if columns else None
+
+    def keep_limit(self, problem: Problem, needs_gradient: bool) -> int:
+        """How many tiles may be kept beside the scratch."""
+        tile_bytes = self.rows * self.width * problem.dtype.itemsize
+        if needs_gradient and self.rows * self.columns * problem.dtype.itemsize <= _KEPT_BYTES:
+            return -(-self.columns // self.width)
+        return max(0, _WORKSPACE_BYTES // tile_bytes - _SCRATCH_TILES)
 
 
 class Scratch:
@@ -70,12 +76,13 @@ class Scratch:
 
     def __init__(self, problem: Problem, tiling: Tiling) -> None:
         self.rows = tiling.rows
+        self.width = tiling.width
         self.memory = borrow((tiling.rows * tiling.width,), problem.dtype)
 
     def shaped(self, tile: Tile, column_major: bool = False) -> Tensor:
         """A dense [N, columns of the tile] matrix, its rows or its columns contiguous."""
-        columns = tile.stop - tile.start
-        memory = self.memory[: self.rows * columns]
+        columns = tile.width
+        memory = self.memory if columns == self.width else self.memory[: self.rows * columns]
         # Sweeps in the two orders must agree on every score: narrow products round differently in each.
         if column_major and min(self.rows, columns) >= _MIN_COLUMN_MAJOR:
             return memory.view(columns, self.rows).t()
@@ -83,21 +90,22 @@ class Scratch:
 
 
 class Scores:
-    """The scores ``s_ij`` of a tile and their exponentials.
+    """The scores ``s_ij`` of a tile.
 
     Every sweep computes a score by the same product and subtracts shifts from the rounded result. Folding the shifts
     into the product would save a pass, but round differently in each sweep: at scores of 1,000 the rows of ``p_ab``
     would then sum to one only within 1e-4.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, tiling: Tiling) -> None:
         self.problem = problem
         a = problem.a.to(problem.dtype)
         self.a = a if problem.scale == 1.0 else a * problem.scale
+        self._b_tiles = problem.b.split(tiling.width)
 
     def b_tile(self, tile: Tile) -> Tensor:
         """[columns of the tile, D] of ``b`` in the accumulation dtype."""
-        return self.problem.b[tile.start : tile.stop].to(self.problem.dtype)
+        return self._b_tiles[tile.index].to(self.problem.dtype)
 
     def raw(self, tile: Tile, out: Tensor) -> Tensor:
         """``s`` of the tile."""
@@ -105,17 +113,8 @@ class Scores:
         if self.problem.bias_a is not None:
             out += self.problem.bias_a.unsqueeze(1)
         if self.problem.bias_b is not None:
-            out += self.problem.bias_b[tile.start : tile.stop]
+            out += self.problem.bias_b[tile.columns]
         return out
-
-    def exponentials(self, tile: Tile, row_shift: Tensor | None, column_shift: Tensor | None, out: Tensor) -> Tensor:
-        """``exp(s_ij - row_shift_i - column_shift_j)`` of the tile, from the kept scores where there are any."""
-        s = self.raw(tile, out) if tile.kept is None else tile.kept
-        if row_shift is not None:
-            s = torch.sub(s, row_shift.unsqueeze(1), out=out)
-        if column_shift is not None:
-            s = torch.sub(s, column_shift[tile.start : tile.stop], out=out)
-        return torch.exp(s, out=out)
 
 
 class GradientSums:
@@ -136,11 +135,11 @@ class GradientSums:
         if self.da is not None:
             self.da.addmm_(ds, self.scores.b_tile(tile))
         if self.db is not None:
-            self._add_db(ds, self.db[tile.start : tile.stop])
+            self._add_db(ds, self.db[tile.columns])
         if self.dbias_a is not None:
             self.dbias_a += ds.sum(1)
         if self.dbias_b is not None:
-            torch.sum(ds, 0, out=self.dbias_b[tile.start : tile.stop])
+            torch.sum(ds, 0, out=self.dbias_b[tile.columns])
 
     def _add_db(self, ds: Tensor, db: Tensor) -> None:
         """``db = ds' a``, one batch for each thread: the library splits one such product badly."""
