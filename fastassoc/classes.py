@@ -63,9 +63,9 @@ def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = N
     # NumPy's calls cost a third of torch's, which is most of the time at this size.
     values = (labels if kept_rows is None else labels[kept_rows]).numpy()
     n = values.shape[0]
-    same = values[:, None] == values
-    target = same / (same.sum(1, keepdims=True) * n)
-    return ClassBlocks(kept_rows, (Bucket(0, 1, n),), torch.from_numpy(target).to(dtype).view(-1), n)
+    target = torch.from_numpy((values[:, None] == values).astype(np.float32)).to(dtype)
+    target /= target.sum(1, keepdim=True) * n
+    return ClassBlocks(kept_rows, (Bucket(0, 1, n),), target.view(-1), n)
 
 
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
@@ -77,8 +77,13 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     n = values.shape[0]
     order = values.argsort(kind="stable")
     ordered = values[order]
-    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    sizes = np.diff(starts, prepend=0, append=n)
+    first = np.empty(n, dtype=bool)
+    first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    starts = np.flatnonzero(first)
+    sizes = np.empty_like(starts)
+    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
+    sizes[-1] = n - starts[-1]
     if (sizes == sizes[0]).all():
         bucket_sizes, counts = [int(sizes[0])], [len(sizes)]
     else:

@@ -44,7 +44,8 @@ def test_what_autograd_saves_stays_lent_until_it_is_freed() -> None:
     assert address in [tensor.data_ptr() for tensor in addresses]
 
 
-def test_free_memory_is_bounded() -> None:
+def test_free_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_memory, "_FREE_BYTES", 32 * 2**20)
     borrowed = [cpu_memory.borrow((2**20,), torch.float32) for _ in range(12)]
     assert not cpu_memory._free
     borrowed.clear()

@@ -11,6 +11,8 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
+from fastassoc.backends import Problem, cpu_blocked
+from fastassoc.classes import class_blocks
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 
 pytestmark = pytest.mark.usefixtures("cpu_path")
@@ -103,6 +105,20 @@ def test_unequal_rows_within_a_class(spread: float, dtype: torch.dtype) -> None:
         assert_close(result, exact, 1e-11)
     else:
         assert_as_exact_as(result, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
+
+
+# The merged form is the fast one. It has to hold for ordinary embeddings, and to give way before it loses anything.
+@pytest.mark.parametrize(("spread", "holds"), [(0.0, True), (40.0, True), (80.0, True), (130.0, False), (400.0, False)])
+def test_merged_form_holds_within_its_range(spread: float, holds: bool) -> None:
+    case = make_case(30, 60, 9, 3, dtype=torch.float32)
+    case.a[:, 0] = torch.linspace(-spread / 2, spread / 2, 30)
+    case.b[:, 0] = 1.0
+    blocks = class_blocks(case.labels, torch.float32)
+    assert blocks.order is not None
+    problem = Problem(
+        case.a[blocks.order], case.b, None, None, 1.0, 1e-8, blocks, walker=True, visit=True, dtype=torch.float32
+    )
+    assert (cpu_blocked.merged_walks(problem, True) is not None) == holds
 
 
 def test_scores_that_grow_from_tile_to_tile() -> None:

@@ -20,8 +20,8 @@ for an ``eps`` of 0, the form is plain: normalisers first, two exponentials, two
     q_ij = exp(s_ij - c_j) v_j        c_j = lse_b_j                 p_ba_ji = q_ij
 
 R and both ``lse`` are float64: the rows of ``p_ab`` must sum to one to the last bit of float32, or the gradient, a
-difference of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts r and c are whole
-numbers, which cost no rounding; the factors make up for the rest.
+difference of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts r and c are
+whole numbers, which cost no rounding; the factors make up for the rest.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _shift(s: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _holds(problem: Problem, f: Tensor, u: Tensor, y: Tensor) -> bool:
-    """Whether what underflows in ``e`` or ``t`` is below ``eps`` times the roundoff in each probability, and all is finite.
+    """Whether all is finite, and what underflows in ``e`` or ``t`` below ``eps`` times the roundoff of a probability.
 
     Lost are at most ``tiny f_i max(1, g_j)`` of ``p_ab_ij`` and ``tiny u_i y_j max(1, y_j)`` of ``p_ba_ji``.
     """

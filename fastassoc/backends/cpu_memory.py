@@ -16,7 +16,7 @@ from torch import Tensor
 
 _SMALLEST_BYTES = 64 * 2**10
 _FREE_BYTES = 272 * 2**20
-"""What is kept for later calls, at most."""
+"""What is kept for later calls, at most: the largest matrix that lives from forward to backward, and some tiles."""
 
 _free: list[np.ndarray] = []
 _lock = threading.Lock()

@@ -24,7 +24,7 @@ _KEPT_BYTES = 256 * 2**20
 class Tile(NamedTuple):
     """A range of columns; ``kept`` is their [N, columns] where the tile outlives its sweep, else None."""
 
-    index: int
+    number: int
     columns: slice
     kept: Tensor | None
 
@@ -51,12 +51,12 @@ class Tiling:
 
     def tiles(self, kept: Tensor | None) -> Iterator[Tile]:
         """Every tile in order; ``kept`` (flat, ``rows * kept_columns`` entries) is dealt out to the first of them."""
-        for index, start in enumerate(range(0, self.columns, self.width)):
+        for number, start in enumerate(range(0, self.columns, self.width)):
             columns = slice(start, min(start + self.width, self.columns))
             memory = None
             if kept is not None and self.rows * columns.stop <= kept.numel():
                 memory = kept[self.rows * start : self.rows * columns.stop].view(self.rows, -1)
-            yield Tile(index, columns, memory)
+            yield Tile(number, columns, memory)
 
     def kept_memory(self, problem: Problem, needs_gradient: bool) -> Tensor | None:
         """Memory for the kept tiles, or None where not one fits."""
@@ -101,11 +101,11 @@ class Scores:
         self.problem = problem
         a = problem.a.to(problem.dtype)
         self.a = a if problem.scale == 1.0 else a * problem.scale
-        self._b_tiles = problem.b.split(tiling.width)
+        self._b_tiles: tuple[Tensor, ...] = problem.b.split(tiling.width)
 
     def b_tile(self, tile: Tile) -> Tensor:
         """[columns of the tile, D] of ``b`` in the accumulation dtype."""
-        return self._b_tiles[tile.index].to(self.problem.dtype)
+        return self._b_tiles[tile.number].to(self.problem.dtype)
 
     def raw(self, tile: Tile, out: Tensor) -> Tensor:
         """``s`` of the tile."""

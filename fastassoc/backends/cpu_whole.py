@@ -39,25 +39,27 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
     p_ab, q = saved
     assert p_ab is not None
     assert q is not None
-    # dL/dp_ab, then through the softmax over columns: p_ab (x - sum_j p_ab x).
-    if gradient.g is not None:
-        x = _kernel_product(problem.blocks, gradient.g, q)
-        if gradient.h is not None:
-            x += gradient.h
-        x *= p_ab
-    else:
+    if gradient.g is None:
         assert gradient.h is not None
-        x = torch.mul(p_ab, gradient.h, out=borrow(tuple(p_ab.shape), p_ab.dtype))
-    ds = x.addcmul_(p_ab, x.sum(1, keepdim=True), value=-1)
-    if gradient.g is not None:
-        y = _kernel_product(problem.blocks, gradient.g, p_ab, transposed=True).mul_(q)
-        ds += y.addcmul_(q, y.sum(0), value=-1)
+        ds = _softmax_backward(gradient.h.expand_as(p_ab), p_ab, 1)
+    else:
+        dp_ab = _kernel_product(problem.blocks, gradient.g, q)
+        if gradient.h is not None:
+            dp_ab += gradient.h
+        ds = _softmax_backward(dp_ab, p_ab, 1)
+        ds += _softmax_backward(_kernel_product(problem.blocks, gradient.g, p_ab, transposed=True), q, 0)
     a, b = _operands(problem)
     da = torch.mm(ds, b) if needs[0] else None
     if da is not None and problem.scale != 1.0:
         da *= problem.scale
     db = torch.mm(ds.t(), a) if needs[1] else None
     return Gradients(da, db, ds.sum(1) if needs[2] else None, ds.sum(0) if needs[3] else None)
+
+
+def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor:
+    """``p (x - sum p x)`` for a gradient x of the probabilities p: the operation behind the derivative of softmax."""
+    out = borrow(tuple(probability.shape), probability.dtype)
+    return torch._softmax_backward_data(gradient, probability, dim, probability.dtype, grad_input=out)
 
 
 def _kernel_product(blocks: ClassBlocks, g: Tensor, p: Tensor, transposed: bool = False) -> Tensor:
