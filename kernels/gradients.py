@@ -37,7 +37,7 @@ def class_products(
     p, q, tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr, g_ptr,
     column, column_ok, N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
     BACK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
-    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """``U_ij = sum_k G_ik q_kj`` and, if ``BACK``, ``W_ij = sum_k G_ki p_ab_kj`` for the rows of a class tile."""
     pair = tl.load(tiles_ptr + tile)
@@ -49,20 +49,23 @@ def class_products(
     w = u
     if BACK:
         w = product(tl.trans(g), p, tl.zeros_like(p), PRODUCT)  # [BLOCK_N, BLOCK_M]
-    # 2. To and from the other tiles of its class, whose first pairs are ``count`` apart.
-    for step in range(1, count):
-        other = (tile - first + step) % count
-        row, row_ok = slot_rows(slots_ptr, first + other, BLOCK_N)
-        # [BLOCK_N, BLOCK_D]
-        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
-        p_k, q_k = probabilities(
-            a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, row, row_ok, column, column_ok,
-            N, M, D, scale, stride_an, stride_ad, stride_bm, stride_bd, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
-        )  # fmt: skip
-        u = product(load_g(g_ptr, pair + other, BLOCK_N), q_k, u, PRODUCT)
-        if BACK:
-            back = pair + (other - (tile - first)) * count + tile - first
-            w = product(tl.trans(load_g(g_ptr, back, BLOCK_N)), p_k, w, PRODUCT)
+    # 2. To and from the other tiles of its class, whose first pairs are ``count`` apart. Known to have none, the loop
+    # around this is the innermost one, the only one that is pipelined.
+    if not ONE_TILE:
+        for step in range(1, count):
+            other = (tile - first + step) % count
+            row, row_ok = slot_rows(slots_ptr, first + other, BLOCK_N)
+            # [BLOCK_N, BLOCK_D]
+            a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+            p_k, q_k = probabilities(
+                a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, row, row_ok,
+                column, column_ok, N, M, D, scale, stride_an, stride_ad, stride_bm, stride_bd,
+                BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
+            )  # fmt: skip
+            u = product(load_g(g_ptr, pair + other, BLOCK_N), q_k, u, PRODUCT)
+            if BACK:
+                back = pair + (other - (tile - first)) * count + tile - first
+                w = product(tl.trans(load_g(g_ptr, back, BLOCK_N)), p_k, w, PRODUCT)
     return u, w
 
 
@@ -72,7 +75,7 @@ def score_gradient(
     slots_ptr, tiles_ptr, g_ptr, grad_walker_ptr, grad_visit_ptr, column, column_ok,
     N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
-    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """``ds_ij = p_ab_ij (U_ij + h_j - rho_i) + q_ij (W_ij - kappa_j)`` [BLOCK_N, BLOCK_M]; 0 for no row, no column.
 
@@ -91,7 +94,7 @@ def score_gradient(
         u, w = class_products(
             p, q, tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr,
             g_ptr, column, column_ok, N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-            True, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT,
+            True, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # fmt: skip
         rho = tl.load(rows_ptr + 2 * tl.cast(N, tl.int64) + row, mask=row_ok, other=0.0)
         kappa = tl.load(kappa_ptr + column, mask=column_ok, other=0.0)

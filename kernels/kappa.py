@@ -12,7 +12,7 @@ def kappa(
     a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr, counts_ptr, g_ptr, kappa_ptr,
     N, M, D, scale: tl.float64, TILES, stride_an, stride_ad, stride_bm, stride_bd,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
-    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """``kappa_j = sum_i p_ab_ij U_ij`` at an upstream gradient of 1.
 
@@ -34,7 +34,7 @@ def kappa(
         u, _ = class_products(
             p, q, tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr,
             g_ptr, column, column_ok, N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-            False, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT,
+            False, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # fmt: skip
         total += tl.sum(p * u, 0)
     tl.store(kappa_ptr + column, total, mask=column_ok)

@@ -27,7 +27,7 @@ def round_trips(
     a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr, counts_ptr, trips_ptr, rho_ptr,
     N, M, D, scale: tl.float64, TILES, ITEMS, MAX_SPLITS, stride_an, stride_ad, stride_bm, stride_bd,
     WALKER: tl.constexpr, VISIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ONE_D: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+    ONE_D: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """``l_i p_aba_ik = sum_j exp(s_ij - m_i) q_kj`` and ``l_i rho_i = sum_j exp(s_ij - m_i) h_j``, shares of both.
 
@@ -69,14 +69,15 @@ def round_trips(
             h = tl.load(columns_ptr + 2 * tl.cast(M, tl.int64) + column, mask=column_ok, other=0.0)
             rho += tl.sum(t * h[None, :], 1)
         if WALKER:
-            # A class within one tile needs its scores once.
-            if tile_k != tile_i:
-                # [BLOCK_N, BLOCK_D]
-                a_k = load_rows(a_ptr, row_k, ok_k, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
-                s = scores(
-                    a_k, b_tile, a_ptr, b_ptr, row_k, ok_k, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
-                    stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
-                )  # [BLOCK_N, BLOCK_M]  # fmt: skip
+            if not ONE_TILE:  # noqa: SIM102
+                # A class within one tile needs its scores once.
+                if tile_k != tile_i:
+                    # [BLOCK_N, BLOCK_D]
+                    a_k = load_rows(a_ptr, row_k, ok_k, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+                    s = scores(
+                        a_k, b_tile, a_ptr, b_ptr, row_k, ok_k, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
+                        stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
+                    )  # [BLOCK_N, BLOCK_M]  # fmt: skip
             q = tl.exp2(s - m_j[None, :]) * inverse_j[None, :]
             trips = product(t, tl.trans(q), trips, PRODUCT)
     # 3. Store the share.

@@ -13,7 +13,7 @@ def row_gradients(
     grad_walker_ptr, grad_visit_ptr, da_ptr, dbias_a_ptr,
     N, M, D, scale: tl.float64, TILES, stride_an, stride_ad, stride_bm, stride_bd,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
-    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """``da_i = scale sum_j ds_ij b_j`` and ``dbias_a_i = sum_j ds_ij``, shares of both.
 
@@ -40,7 +40,7 @@ def row_gradients(
             tile, row, row_ok, a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, kappa_ptr,
             slots_ptr, tiles_ptr, g_ptr, grad_walker_ptr, grad_visit_ptr, column, column_ok,
             N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-            BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT,
+            BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
         da = product(ds, b_tile, da, PRODUCT)
         if dbias_a_ptr is not None:

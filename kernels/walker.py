@@ -60,8 +60,9 @@ def walker(
             if g_ptr is not None:
                 # Without eps, 1 / tiny where no round trip arrives.
                 x = tl.maximum(x, tl.full([1, 1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL)
-                g = tl.where(same, -weight[:, None] / x, 0.0)
-                rho += tl.sum(g * p_aba, 1)
+                # As the products will round it.
+                g = tl.where(same, -weight[:, None] / x, 0.0).to(g_ptr.dtype.element_ty)
+                rho += tl.sum(g.to(ACC) * p_aba, 1)
                 tl.store(g_ptr + (pair * CLASS_ROWS + offs_n[:, None]) * CLASS_ROWS + offs_k[None, :], g)
         programs = tl.num_programs(0)
         tl.store(parts_ptr + program, -tl.sum(tl.where(ok, log_sum * weight, 0.0), 0))

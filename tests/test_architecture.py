@@ -50,9 +50,11 @@ ALLOWED = {
     "fastassoc.backends.cpu_products": {"fastassoc.classes"},
     "fastassoc.backends.cpu_tiles": {"fastassoc.backends", "fastassoc.backends.cpu_memory"},
     "fastassoc.backends.cpu_memory": set(),
+    "fastassoc.backends.triton_launch": {"fastassoc.kernels.configs"},
     "fastassoc.backends.triton": {
         "fastassoc.validation",
         "fastassoc.backends",
+        "fastassoc.backends.triton_launch",
         "fastassoc.kernels.class_sizes",
         "fastassoc.kernels.column_gradients",
         "fastassoc.kernels.configs",

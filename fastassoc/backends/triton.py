@@ -7,9 +7,6 @@ buffers are as large as any classes could need; above, one number is read back, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from fastassoc import validation
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
+from fastassoc.backends.triton_launch import Machine, launch, machine
 from fastassoc.kernels.class_sizes import class_sizes
 from fastassoc.kernels.column_gradients import column_gradients
 from fastassoc.kernels.configs import Config, Tile, choose_config
@@ -44,25 +42,6 @@ class Labels(NamedTuple):
 
     values: Tensor
     ignore_index: int | None
-
-
-class Machine(NamedTuple):
-    """What the choice of tiles and grids depends on."""
-
-    architecture: str
-    """"sm_90" for example, or "interpreter"."""
-    processors: int
-
-
-class Launch(NamedTuple):
-    """A kernel launch that `recording` saw instead of the device."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    """Every parameter of the kernel by name: tensors, numbers, constants."""
-    warps: int
-    stages: int
 
 
 class Precision(NamedTuple):
@@ -113,7 +92,11 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
             visit_probability, visit_parts = _visits(plan, rows, counts, columns)
         walker_parts = g = None
         if inputs.walker or needs_gradient:
-            walker_parts, g = _walks(plan, needs_gradient, classes, slots, tiles, counts, rows, columns)
+            pairs = plan.max_pairs
+            if n > MAX_ROWS_WITHOUT_SYNC:
+                _, exact_tiles, pairs = counts.tolist()
+                slots, tiles = slots[:, : exact_tiles * plan.class_rows], tiles[:, :exact_tiles]
+            walker_parts, g = _walks(plan, needs_gradient, pairs, classes, slots, tiles, counts, rows, columns)
         results = _losses(plan, walker_parts, visit_parts, counts, statistics)
     saved = (rows, columns, slots, tiles, counts, g) if needs_gradient else ()
     return Losses(*results, visit_probability if statistics else None, saved)
@@ -125,6 +108,7 @@ def gradients(
     """See `fastassoc.backends.Backend`."""
     plan = _Plan(inputs)
     rows, columns, slots, tiles, counts, g = saved
+    assert tiles is not None
     state = {
         "rows_ptr": rows,
         "columns_ptr": columns,
@@ -132,7 +116,8 @@ def gradients(
         "tiles_ptr": tiles,
         "counts_ptr": counts,
         "g_ptr": g,
-        "TILES": plan.max_tiles,
+        "TILES": tiles.stride(0),
+        "ONE_TILE": g is None or g.shape[0] == tiles.shape[1],
     }
     da = db = dbias_a = dbias_b = None
     with plan.device_guard():
@@ -144,7 +129,7 @@ def gradients(
         if needs[1] or needs[3]:
             db, dbias_b = _column_gradients(plan, state, needs[3])
         if needs[0] or needs[2]:
-            da, dbias_a = _row_gradients(plan, state, needs[2])
+            da, dbias_a = _row_gradients(plan, state, tiles.shape[1], needs[2])
     return Gradients(da if needs[0] else None, db if needs[1] else None, dbias_a, dbias_b)
 
 
@@ -161,12 +146,10 @@ class _Plan:
         self.programs = _PROGRAMS_PER_PROCESSOR * self.machine.processors
         # Fewer than half of the slots are empty (`fastassoc.kernels.rows`).
         self.max_tiles = _ceil(2 * self.n, self.class_rows)
+        # As many as if all rows were one class, and one for each tile.
+        whole_tiles = _ceil(self.n, self.class_rows)
+        self.max_pairs = self.max_tiles + (whole_tiles**2 if whole_tiles > 1 else 0)
         self.tiny = torch.finfo(inputs.dtype).tiny
-
-    @property
-    def max_pairs(self) -> int:
-        """Pairs of class tiles: as many as if all rows were one class, and one for each tile."""
-        return _ceil(self.n, self.class_rows) ** 2 + self.max_tiles
 
     def items(self, pairs: int, column_tiles: int) -> int:
         """Programs that up to ``pairs`` pairs need, split as `fastassoc.kernels.round_trips.column_splits` does."""
@@ -221,7 +204,7 @@ def _rows_and_columns(
         "BLOCK_N": 32,
         "BLOCK_K": 128,
     }
-    _launch(
+    launch(
         class_sizes,
         (_ceil(max(plan.n, slots.shape[1]), 32),),
         **layout,
@@ -231,7 +214,7 @@ def _rows_and_columns(
     tile = plan.config.normalisers
     programs = min(_ceil(plan.m, tile.columns), plan.programs)
     row_parts = rows.new_empty(2, programs, plan.n)
-    _launch(
+    launch(
         normalisers,
         (programs,),
         tile,
@@ -240,7 +223,7 @@ def _rows_and_columns(
         row_parts_ptr=row_parts,
         columns_ptr=columns,
     )
-    _launch(
+    launch(
         rows_kernel,
         (_ceil(plan.n, 32),),
         **layout,
@@ -257,7 +240,7 @@ def _visits(plan: _Plan, rows: Tensor, counts: Tensor, columns: Tensor) -> tuple
     tile = plan.config.visits
     programs = _ceil(plan.m, tile.columns)
     visit_probability, parts = columns.new_empty(plan.m), columns.new_empty(programs)
-    _launch(
+    launch(
         visits,
         (programs,),
         tile,
@@ -276,6 +259,7 @@ def _visits(plan: _Plan, rows: Tensor, counts: Tensor, columns: Tensor) -> tuple
 def _walks(
     plan: _Plan,
     needs_gradient: bool,
+    pairs: int,
     classes: Tensor,
     slots: Tensor,
     tiles: Tensor,
@@ -286,11 +270,11 @@ def _walks(
     """Shares of the walker loss and its gradient by every round trip; completes ``rows``."""
     inputs, tile = plan.inputs, plan.config.round_trips
     column_tiles = _ceil(plan.m, tile.columns)
-    pairs = plan.max_pairs if plan.n <= MAX_ROWS_WITHOUT_SYNC else int(counts[2])
     items = plan.items(pairs, column_tiles)
     block = (plan.class_rows, plan.class_rows)
     trips = rows.new_empty(items, *block) if inputs.walker else None
-    g = rows.new_empty(pairs, *block) if inputs.walker and needs_gradient else None
+    g_dtype = torch.bfloat16 if plan.precision.others == "bf16" else inputs.dtype
+    g = rows.new_empty(pairs, *block, dtype=g_dtype) if inputs.walker and needs_gradient else None
     terms = {"WALKER": inputs.walker, "VISIT": inputs.visit and needs_gradient}
     shared = {
         "rows_ptr": rows,
@@ -299,15 +283,23 @@ def _walks(
         "counts_ptr": counts,
         "trips_ptr": trips,
         "rho_ptr": rows.new_empty(items, plan.class_rows) if terms["VISIT"] else None,
-        "TILES": plan.max_tiles,
+        "TILES": tiles.stride(0),
         "ITEMS": plan.programs,
         "MAX_SPLITS": _MAX_SPLITS,
         **terms,
     }
-    _launch(round_trips, (items,), tile, **plan.embeddings(tile, products=True), **shared, columns_ptr=columns)
-    programs = plan.max_tiles * (plan.class_rows // _WALKER_ROWS)
+    launch(
+        round_trips,
+        (items,),
+        tile,
+        **plan.embeddings(tile, products=True),
+        **shared,
+        columns_ptr=columns,
+        ONE_TILE=pairs == tiles.shape[1],
+    )
+    programs = tiles.shape[1] * (plan.class_rows // _WALKER_ROWS)
     parts = rows.new_empty(3, programs)
-    _launch(
+    launch(
         walker_kernel,
         (programs,),
         **shared,
@@ -317,7 +309,7 @@ def _walks(
         N=plan.n,
         eps=inputs.eps,
         tiny=plan.tiny,
-        SLOTS=slots.shape[1],
+        SLOTS=slots.stride(0),
         COLUMN_TILES=column_tiles,
         CLASS_ROWS=plan.class_rows,
         BLOCK_N=_WALKER_ROWS,
@@ -338,7 +330,7 @@ def _losses(
     walker, visit, p_correct, accuracy_estimate = (
         plan.inputs.a.new_empty((), dtype=plan.inputs.dtype) if x else None for x in wanted
     )
-    _launch(
+    launch(
         losses_kernel,
         (1,),
         walker_parts_ptr=walker_parts,
@@ -359,7 +351,7 @@ def _losses(
 
 def _kappa(plan: _Plan, state: dict[str, Any], kappa: Tensor) -> None:
     tile = plan.config.kappa
-    _launch(
+    launch(
         kappa_kernel,
         (_ceil(plan.m, tile.columns),),
         tile,
@@ -376,16 +368,16 @@ def _column_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[T
     dbias_b = inputs.b.new_empty(plan.m, dtype=inputs.dtype) if bias else None
     shared = plan.embeddings(tile, products=True)
     grid = (_ceil(plan.m, tile.columns), _ceil(plan.d, shared["BLOCK_D"]))
-    _launch(column_gradients, grid, tile, **shared, **state, db_ptr=db, dbias_b_ptr=dbias_b)
+    launch(column_gradients, grid, tile, **shared, **state, db_ptr=db, dbias_b_ptr=dbias_b)
     return db, dbias_b
 
 
-def _row_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[Tensor, Tensor | None]:
+def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -> tuple[Tensor, Tensor | None]:
     """``da`` and ``dbias_a``, in ranges of columns where the class tiles alone are too few programs."""
     tile, inputs = plan.config.row_gradients, plan.inputs
     shared = plan.embeddings(tile, products=True)
     depths = _ceil(plan.d, shared["BLOCK_D"])
-    splits = min(_ceil(plan.m, tile.columns), _ceil(plan.programs, plan.max_tiles * depths))
+    splits = min(_ceil(plan.m, tile.columns), _ceil(plan.programs, tiles * depths))
     # One range writes the result itself, but not the rows that take no part.
     allocate = inputs.a.new_empty if splits > 1 or inputs.labels.ignore_index is None else inputs.a.new_zeros
     da = allocate(plan.n, plan.d)
@@ -394,10 +386,10 @@ def _row_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[Tens
     if splits > 1:
         da_parts = da.new_empty(splits, plan.n, plan.d, dtype=inputs.dtype)
         dbias_a_parts = da_parts.new_empty(splits, plan.n) if bias else None
-    grid = (plan.max_tiles, splits, depths)
-    _launch(row_gradients, grid, tile, **shared, **state, da_ptr=da_parts, dbias_a_ptr=dbias_a_parts)
+    grid = (tiles, splits, depths)
+    launch(row_gradients, grid, tile, **shared, **state, da_ptr=da_parts, dbias_a_ptr=dbias_a_parts)
     if splits > 1:
-        _launch(
+        launch(
             add_shares,
             (_ceil(plan.n, 16), _ceil(plan.d, 128)),
             da_parts_ptr=da_parts,
@@ -412,39 +404,6 @@ def _row_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[Tens
             BLOCK_D=128,
         )
     return da, dbias_a
-
-
-_recorder: list[Launch] | None = None
-
-
-@contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Kernel launches as data, in order, instead of on the device; tensors may be on "meta"."""
-    global _recorder
-    before, _recorder = _recorder, []
-    try:
-        yield _recorder
-    finally:
-        _recorder = before
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, **arguments: Any) -> None:
-    warps, stages = (4, 3) if tile is None else (tile.warps, tile.stages)
-    if _recorder is not None:
-        _recorder.append(Launch(kernel, grid, arguments, warps, stages))
-    else:
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
-
-
-@cache
-def machine(device: torch.device) -> Machine:
-    """The machine behind a device."""
-    if device.type != "cuda":
-        return Machine("interpreter", 4)
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return Machine(properties.gcnArchName.partition(":")[0], properties.multi_processor_count)
-    return Machine(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
 
 
 def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
