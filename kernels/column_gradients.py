@@ -25,7 +25,8 @@ def column_gradients(
     column_ok = column < M
     # [BLOCK_M, BLOCK_D]
     b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
-    db = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACC)
+    # Transposed, so that the tile of columns may be narrower than a tensor-core instruction is high.
+    db = tl.zeros([BLOCK_D, BLOCK_M], dtype=ACC)
     total = tl.zeros([BLOCK_M], dtype=ACC)
     for tile in range(0, tl.load(counts_ptr + 1)):
         row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
@@ -36,11 +37,11 @@ def column_gradients(
             N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
             BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
-        db = product(tl.trans(ds), a_tile, db, PRODUCT)
+        db = product(tl.trans(a_tile), ds, db, PRODUCT)
         if dbias_b_ptr is not None:
             total += tl.sum(ds, 0)
     offs_d = d + tl.arange(0, BLOCK_D)
-    mask = column_ok[:, None] & (offs_d < D)[None, :]
-    tl.store(db_ptr + column[:, None] * D + offs_d[None, :], db * tl.full([1, 1], scale, ACC), mask=mask)
+    mask = column_ok[None, :] & (offs_d < D)[:, None]
+    tl.store(db_ptr + column[None, :] * D + offs_d[:, None], db * tl.full([1, 1], scale, ACC), mask=mask)
     if dbias_b_ptr is not None:
         tl.store(dbias_b_ptr + column, total, mask=column_ok & (d == 0))

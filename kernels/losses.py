@@ -34,5 +34,6 @@ def losses(
         accuracy = total(walker_parts_ptr + 2 * WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
         tl.store(accuracy_ptr, accuracy.to(accuracy_ptr.dtype.element_ty))
     if visit_ptr is not None:
-        visit = tl.log(one + M * eps) + total(visit_parts_ptr, VISIT_PARTS, BLOCK) / M
+        columns = tl.cast(M, tl.float64)
+        visit = tl.log(one + columns * eps) + total(visit_parts_ptr, VISIT_PARTS, BLOCK) / columns
         tl.store(visit_ptr, visit.to(visit_ptr.dtype.element_ty))
