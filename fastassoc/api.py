@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fastassoc import validation
 from fastassoc.autograd import Options, WalkerVisitFunction, own_precision
-from fastassoc.backends import Backend, choose_backend
-from fastassoc.classes import ClassBlocks
+from fastassoc.backends import choose_backend
 
 
 class WalkStatistics(NamedTuple):
@@ -146,32 +145,16 @@ def walker_visit_loss(
     if no_loss is not None and not return_stats:
         return no_loss
     walker, visit = (return_stats or not zero for zero in weightless)
-    blocks = _class_blocks(chosen, labels, ignore_index, b.shape[0], dtype)
+    own_labels = chosen.prepare_labels(labels, ignore_index, b, dtype)
     with own_precision(a):
         a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
     needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b, bias_a, bias_b))
-    options = Options(chosen, blocks, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
-    walker_loss, visit_loss, correct, visit_probability = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
+    options = Options(chosen, own_labels, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
+    walker_loss, visit_loss, *statistics = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
     loss = no_loss if no_loss is not None else _weighted(walker_loss, walker_weight, visit_loss, visit_weight)
     if not return_stats:
         return loss
-    statistics = WalkStatistics(
-        walker_loss.detach(), visit_loss.detach(), correct.mean(), correct.sqrt().mean(), visit_probability
-    )
-    return loss, statistics
-
-
-def _class_blocks(
-    backend: Backend, labels: Tensor, ignore_index: int | None, columns: int, dtype: torch.dtype
-) -> ClassBlocks:
-    labels = labels.to(torch.int64)
-    kept_rows = None
-    if ignore_index is not None:
-        kept_rows = (labels != ignore_index).nonzero().view(-1)
-        validation.check_rows_left(kept_rows.shape[0], ignore_index)
-        if kept_rows.shape[0] == labels.shape[0]:
-            kept_rows = None
-    return backend.class_blocks(labels, kept_rows, columns, dtype)
+    return loss, WalkStatistics(walker_loss.detach(), visit_loss.detach(), *statistics)
 
 
 def _dot_form(

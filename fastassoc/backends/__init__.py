@@ -1,8 +1,9 @@
-"""The backend protocol: the passes behind the loss, and their choice by device."""
+"""The backend protocol, the passes behind the loss, and the choice of a backend by device."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import importlib.util
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +14,44 @@ Saved = tuple[Tensor | None, ...]
 Needs = tuple[bool, bool, bool, bool]
 
 
+class Inputs(NamedTuple):
+    """A call as a backend meets it. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
+
+    a: Tensor
+    """[N, D], rows as the caller gave them."""
+    b: Tensor
+    """[M, D]."""
+    bias_a: Tensor | None
+    """[N] in the accumulation dtype."""
+    bias_b: Tensor | None
+    """[M] in the accumulation dtype."""
+    labels: Any
+    """What `Backend.prepare_labels` made of the labels."""
+    scale: float
+    eps: float
+    walker: bool
+    """Whether the walker term is wanted."""
+    visit: bool
+    """Whether the visit term is wanted."""
+    dtype: torch.dtype
+    """Accumulation dtype: float64 for float64, else float32."""
+
+
+class Losses(NamedTuple):
+    """What the forward passes give; what is not wanted is None. All but ``saved`` is in the accumulation dtype."""
+
+    walker: Tensor | None
+    visit: Tensor | None
+    p_correct: Tensor | None
+    accuracy_estimate: Tensor | None
+    visit_probability: Tensor | None
+    """[M]."""
+    saved: Saved
+    """Tensors that the backend wants back in `Backend.gradients`; empty where no gradient is needed."""
+
+
 class Problem(NamedTuple):
-    """What every pass reads. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
+    """What every pass over class blocks reads. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
 
     a: Tensor
     """[N, D], rows in the order of ``blocks``."""
@@ -36,14 +73,14 @@ class Problem(NamedTuple):
 
 
 class Walks(NamedTuple):
-    """What the forward passes leave behind."""
+    """What the forward passes over class blocks leave behind."""
 
     p_aba: Tensor | None
     """Flat class blocks (`ClassBlocks.views`) of the round trips, or None where they are not wanted."""
     visit_probability: Tensor | None
     """[M], or None where it is not wanted."""
     saved: Saved
-    """Tensors that the backend wants back in `Backend.gradients`; empty where no gradient is needed."""
+    """Tensors that the passes want back in `BlockPasses.gradients`; empty where no gradient is needed."""
 
 
 class LossGradient(NamedTuple):
@@ -67,7 +104,7 @@ class LossGradient(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients, ``a`` and ``bias_a`` with rows in the order of the blocks; None where not asked for."""
+    """Gradients, ``a`` and ``bias_a`` with rows in the order of what was given; None where not asked for."""
 
     a: Tensor | None
     b: Tensor | None
@@ -76,7 +113,10 @@ class Gradients(NamedTuple):
 
 
 class Passes(Protocol):
-    """The passes, in order. Where ``b`` is split over ranks, what crosses ranks never grows with M."""
+    """The passes over class blocks, in order.
+
+    Where ``b`` is split over ranks, what crosses ranks never grows with M.
+    """
 
     def walks(self, problem: Problem, needs_gradient: bool) -> Walks:
         """Row and column normalisers, visits and round trips."""
@@ -85,22 +125,45 @@ class Passes(Protocol):
         """``da = scale ds b``, ``db = scale ds' a``, the row and the column sums of ``ds``: those asked for."""
 
 
-class Backend(Passes, Protocol):
+class BlockPasses(Passes, Protocol):
     """Passes, and the blocks they work on."""
 
     def class_blocks(self, labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> ClassBlocks:
-        """The blocks that suit the backend at this size; rows outside ``kept_rows`` take no part."""
+        """The blocks that suit the passes at this size; rows outside ``kept_rows`` take no part."""
+
+
+class Backend(Protocol):
+    """The losses and their gradients; a backend is a module or an object with these functions."""
+
+    def prepare_labels(self, labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> Any:
+        """Labels in the form that the backend works on; rows labelled ``ignore_index`` take no part."""
+
+    def losses(self, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+        """Losses, and what only statistics want."""
+
+    def gradients(
+        self, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    ) -> Gradients:
+        """Gradients by ``a``, ``b`` and the biases: those asked for."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The backend of that name, or by device for "auto"; RuntimeError where it cannot run."""
+    if name == "auto":
+        name = "triton" if device.type == "cuda" else "cpu"
     if name == "triton":
-        raise RuntimeError("backend 'triton' cannot run: this version of fastassoc has no Triton kernels yet")
-    if device.type != "cpu":
-        raise RuntimeError(f"backend {name!r} has nothing for {device}: this version of fastassoc runs on the CPU only")
-    from fastassoc.backends import cpu
+        if importlib.util.find_spec("triton") is None:
+            raise RuntimeError("backend 'triton' cannot run: the package triton is not installed")
+        from fastassoc.backends import triton
 
-    return cpu
+        triton.check_can_run(device)
+        return triton
+    if device.type != "cpu":
+        raise RuntimeError(f"backend {name!r} cannot run on {device}: it takes tensors on the CPU only")
+    from fastassoc.backends import cpu
+    from fastassoc.backends.block_losses import BlockBackend
+
+    return BlockBackend(cpu)
 
 
 def visit_gradient(visit_probability: Tensor, eps: float, rows: int, columns: int) -> Tensor:

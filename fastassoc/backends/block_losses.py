@@ -1,0 +1,114 @@
+"""The mathematics of the losses around passes that leave class blocks of round trips: small, dense, plain torch."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastassoc import validation
+from fastassoc.backends import (
+    BlockPasses,
+    Gradients,
+    Inputs,
+    Losses,
+    LossGradient,
+    Needs,
+    Problem,
+    Saved,
+    visit_gradient,
+)
+from fastassoc.classes import ClassBlocks
+
+
+class BlockBackend(NamedTuple):
+    """See `fastassoc.backends.Backend`."""
+
+    passes: BlockPasses
+
+    def prepare_labels(self, labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> ClassBlocks:
+        """Class blocks of the rows that take part; at least one must."""
+        labels = labels.to(torch.int64)
+        kept_rows = None
+        if ignore_index is not None:
+            kept_rows = (labels != ignore_index).nonzero().view(-1)
+            validation.check_rows_left(kept_rows.shape[0], ignore_index)
+            if kept_rows.shape[0] == labels.shape[0]:
+                kept_rows = None
+        return self.passes.class_blocks(labels, kept_rows, b.shape[0], dtype)
+
+    def losses(self, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+        """Logarithms of the round trips and of the visits, weighted and summed."""
+        blocks, eps = inputs.labels, inputs.eps
+        p_aba, visit_probability, saved = self.passes.walks(_problem(inputs), needs_gradient)
+        walker = visit = p_correct = accuracy_estimate = None
+        if p_aba is not None:
+            x = p_aba + eps
+            # Without eps the logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
+            log_target = x.log_().mul_(blocks.target) if eps > 0.0 else torch.xlogy(blocks.target, x)
+            walker = math.log1p(blocks.rows * eps) - log_target.sum()
+            if statistics:
+                correct = blocks.row_sums(p_aba * (blocks.target > 0))
+                p_correct, accuracy_estimate = correct.mean(), correct.sqrt().mean()
+        if visit_probability is not None:
+            visit = math.log1p(inputs.b.shape[0] * eps) - (visit_probability + eps).log_().mean()
+        kept = (p_aba, visit_probability, *saved) if needs_gradient else ()
+        return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, kept)
+
+    def gradients(
+        self, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    ) -> Gradients:
+        """The losses differentiated by round trips and visits, then the passes."""
+        blocks, eps = inputs.labels, inputs.eps
+        p_aba, visit_probability, *saved_by_passes = saved
+        g = h = None
+        if grad_walker is not None:
+            assert p_aba is not None
+            denominator = p_aba + eps
+            if eps == 0.0:
+                # Off-class pairs are 0 / tiny, not 0 / 0.
+                denominator.clamp_min_(torch.finfo(p_aba.dtype).tiny)
+            g = torch.div(blocks.target, denominator, out=denominator).mul_(-grad_walker)
+        if grad_visit is not None:
+            assert visit_probability is not None
+            h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0]).mul_(grad_visit)
+        da, db, dbias_a, dbias_b = self.passes.gradients(
+            _problem(inputs), tuple(saved_by_passes), LossGradient(p_aba, g, h, grad_visit), needs
+        )
+        rows = inputs.a.shape[0]
+        return Gradients(
+            None if da is None else _rows_back(da, blocks, rows),
+            db,
+            None if dbias_a is None else _rows_back(dbias_a, blocks, rows),
+            dbias_b,
+        )
+
+
+def _problem(inputs: Inputs) -> Problem:
+    a, bias_a = inputs.a, inputs.bias_a
+    order = inputs.labels.order
+    if order is not None:
+        a = a.index_select(0, order)
+        bias_a = None if bias_a is None else bias_a.index_select(0, order)
+    return Problem(
+        a=a,
+        b=inputs.b,
+        bias_a=bias_a,
+        bias_b=inputs.bias_b,
+        scale=inputs.scale,
+        eps=inputs.eps,
+        blocks=inputs.labels,
+        walker=inputs.walker,
+        visit=inputs.visit,
+        dtype=inputs.dtype,
+    )
+
+
+def _rows_back(x: Tensor, blocks: ClassBlocks, rows: int) -> Tensor:
+    """Rows to where they came from; those that took no part are zero."""
+    if blocks.order is None:
+        return x
+    allocate = x.new_empty if rows == blocks.rows else x.new_zeros
+    return allocate((rows, *x.shape[1:])).index_copy_(0, blocks.order, x)

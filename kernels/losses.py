@@ -1,0 +1,39 @@
+"""Pass 7: the losses and the statistics from their shares."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def total(parts_ptr, COUNT, BLOCK: tl.constexpr):
+    """The sum of ``parts`` [COUNT] in float64, in a fixed order."""
+    sums = tl.zeros([BLOCK], dtype=tl.float64)
+    for start in range(0, COUNT, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        sums += tl.load(parts_ptr + i, mask=i < COUNT, other=0.0).to(tl.float64)
+    return tl.sum(sums, 0)
+
+
+@triton.jit
+def losses(
+    walker_parts_ptr, visit_parts_ptr, counts_ptr, walker_ptr, p_correct_ptr, accuracy_ptr, visit_ptr,
+    M, WALKER_PARTS, VISIT_PARTS, eps: tl.float64, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``walker = log(1 + N eps) + shares``, ``visit = log(1 + M eps) + shares / M``, and means over rows; one program.
+
+    Either term is left out where its pointers are None. Without any row both are NaN.
+    """
+    one = tl.full([], 1.0, tl.float64)
+    rows = tl.load(counts_ptr).to(tl.float64)
+    if walker_ptr is not None:
+        walker = tl.log(one + rows * eps) + total(walker_parts_ptr, WALKER_PARTS, BLOCK) + 0.0 / rows
+        tl.store(walker_ptr, walker.to(walker_ptr.dtype.element_ty))
+    if p_correct_ptr is not None:
+        p_correct = total(walker_parts_ptr + WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
+        tl.store(p_correct_ptr, p_correct.to(p_correct_ptr.dtype.element_ty))
+        accuracy = total(walker_parts_ptr + 2 * WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
+        tl.store(accuracy_ptr, accuracy.to(accuracy_ptr.dtype.element_ty))
+    if visit_ptr is not None:
+        columns = tl.cast(M, tl.float64)
+        visit = tl.log(one + columns * eps) + total(visit_parts_ptr, VISIT_PARTS, BLOCK) / columns
+        tl.store(visit_ptr, visit.to(visit_ptr.dtype.element_ty))
