@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fastassoc import validation
-from fastassoc.autograd import Options, WalkerVisitFunction, own_precision
-from fastassoc.backends import choose_backend
+from fastassoc import operators, validation
+from fastassoc.autograd import Options, WalkerVisitFunction
+from fastassoc.backends import choose_backend, own_precision
 
 
 class WalkStatistics(NamedTuple):
@@ -131,7 +131,7 @@ def walker_visit_loss(
     validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
     validation.check_embeddings(a, b)
     validation.check_labels(labels, a)
-    chosen = choose_backend(backend, a.device)
+    chosen = None if torch.compiler.is_compiling() else choose_backend(backend, a.device)
 
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     if eps < torch.finfo(dtype).tiny:
@@ -145,12 +145,19 @@ def walker_visit_loss(
     if no_loss is not None and not return_stats:
         return no_loss
     walker, visit = (return_stats or not zero for zero in weightless)
-    own_labels = chosen.prepare_labels(labels, ignore_index, b, dtype)
     with own_precision(a):
         a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
     needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b, bias_a, bias_b))
-    options = Options(chosen, own_labels, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
-    walker_loss, visit_loss, *statistics = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
+    if chosen is None:
+        results = operators.losses(
+            a, b, bias_a, bias_b, labels, ignore_index, scale, eps, walker, visit, return_stats, needs_gradient, backend
+        )
+        walker_loss, visit_loss = results[0] if walker else None, results[1] if visit else None
+        statistics = [x.detach() for x in results[2 : operators.RESULTS]]
+    else:
+        own_labels = chosen.prepare_labels(labels, ignore_index, b, dtype)
+        options = Options(chosen, own_labels, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
+        walker_loss, visit_loss, *statistics = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
     loss = no_loss if no_loss is not None else _weighted(walker_loss, walker_weight, visit_loss, visit_weight)
     if not return_stats:
         return loss

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Backend, Inputs
+from fastassoc.backends import Backend, Inputs, own_precision
 
 
 class Options(NamedTuple):
@@ -91,9 +90,3 @@ class _NoSecondDerivative(torch.autograd.Function):
             "the gradient of fastassoc.walker_visit_loss cannot be differentiated again; "
             "fastassoc.reference.walker_visit_loss can, for small batches"
         )
-
-
-def own_precision(a: Tensor) -> AbstractContextManager[Any]:
-    """Switches autocast off: the library chooses its own precision."""
-    device = a.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

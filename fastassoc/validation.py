@@ -57,8 +57,7 @@ def check_options(
     _check_number("visit_weight", visit_weight)
     _check_choice("similarity", similarity, SIMILARITIES)
     _check_number("temperature", temperature)
-    # A tensor on another device is taken at its word: to read it would stall that device.
-    if not (isinstance(temperature, Tensor) and temperature.device.type != "cpu"):
+    if _can_be_read(temperature):
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
         if not value > 0.0:
             raise ValueError(f"temperature must be greater than 0; got {value}")
@@ -90,6 +89,11 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def _can_be_read(value: Any) -> bool:
+    """Whether the number is at hand: reading a tensor would stall its device, or break a graph."""
+    return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
+
+
 def _check_number(name: str, value: Any) -> None:
     if type(value) is float and math.isfinite(value):
         return
@@ -99,7 +103,7 @@ def _check_number(name: str, value: Any) -> None:
                 f"{name} must be a float or a 0-d floating-point tensor; got a tensor of shape {tuple(value.shape)} "
                 f"and dtype {value.dtype}"
             )
-        if value.device.type != "cpu":
+        if not _can_be_read(value):
             return
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, Real):

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "fastassoc": {"fastassoc.api", "fastassoc.nn", "fastassoc.version"},
     "fastassoc.version": set(),
-    "fastassoc.api": {"fastassoc.validation", "fastassoc.autograd", "fastassoc.backends"},
+    "fastassoc.api": {"fastassoc.validation", "fastassoc.autograd", "fastassoc.operators", "fastassoc.backends"},
     "fastassoc.nn": {"fastassoc.api"},
     "fastassoc.reference": set(),
     "fastassoc.validation": set(),
     "fastassoc.classes": set(),
     "fastassoc.autograd": {"fastassoc.backends"},
+    "fastassoc.operators": {"fastassoc.backends"},
     "fastassoc.backends": {
         "fastassoc.classes",
         "fastassoc.backends.block_losses",

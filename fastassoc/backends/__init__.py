@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -128,6 +129,9 @@ class Passes(Protocol):
 class BlockPasses(Passes, Protocol):
     """Passes, and the blocks they work on."""
 
+    MAX_SAVED: int
+    """At most so many tensors are in `Walks.saved`, all in the accumulation dtype."""
+
     def class_blocks(self, labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> ClassBlocks:
         """The blocks that suit the passes at this size; rows outside ``kept_rows`` take no part."""
 
@@ -144,7 +148,10 @@ class Backend(Protocol):
     def gradients(
         self, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
     ) -> Gradients:
-        """Gradients by ``a``, ``b`` and the biases: those asked for."""
+        """Gradients by ``a``, ``b`` and the biases: those asked for. ``saved`` may come back flat, with more None."""
+
+    def saved_dtypes(self, a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
+        """Dtypes of the tensors in `Losses.saved`, as many as there can be, for an accumulation in ``dtype``."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
@@ -172,3 +179,9 @@ def visit_gradient(visit_probability: Tensor, eps: float, rows: int, columns: in
     if eps == 0.0:
         denominator.clamp_min_(torch.finfo(visit_probability.dtype).tiny)
     return torch.div(-1.0 / (rows * columns), denominator, out=denominator)
+
+
+def own_precision(a: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off: the library chooses its own precision."""
+    device = a.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

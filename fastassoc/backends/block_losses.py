@@ -85,6 +85,10 @@ class BlockBackend(NamedTuple):
             dbias_b,
         )
 
+    def saved_dtypes(self, a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
+        """All in the accumulation dtype."""
+        return [dtype] * (2 + self.passes.MAX_SAVED)
+
 
 def _problem(inputs: Inputs) -> Problem:
     a, bias_a = inputs.a, inputs.bias_a

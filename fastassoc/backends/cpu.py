@@ -13,6 +13,8 @@ _DENSE_PRODUCTS = 4 * 10**6
 _WHOLE_SCORES = 2**18
 """Up to this many scores ``N M`` both probability matrices stay in cache, and whole is quicker than tiled."""
 
+MAX_SAVED = 9
+
 
 def class_blocks(labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> classes.ClassBlocks:
     """One dense block for the smallest batches, else one block for each class."""

@@ -91,7 +91,7 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
     f = row_sum.reciprocal_().to(problem.dtype)
     if not _holds(problem, f, u, y):
         return None
-    v = y.double().mul_(column_sum).reciprocal_().to(problem.dtype)
+    v = (y.double() * column_sum).reciprocal_().to(problem.dtype)
     factors = _Factors(r, None, y, f, y.reciprocal(), u, v)
     for bucket, product in zip(problem.blocks.buckets, products, strict=False):
         product *= bucket.rows(f).unsqueeze(2)

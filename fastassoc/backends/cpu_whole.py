@@ -36,9 +36,11 @@ def walks(problem: Problem, needs_gradient: bool) -> Walks:
 
 def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    p_ab, q = saved
+    p_ab, q, *_ = saved
     assert p_ab is not None
     assert q is not None
+    shape = problem.a.shape[0], problem.b.shape[0]
+    p_ab, q = p_ab.view(shape), q.view(shape)
     if gradient.g is None:
         assert gradient.h is not None
         ds = _softmax_backward(gradient.h.expand_as(p_ab), p_ab, 1)
