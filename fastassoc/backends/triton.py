@@ -6,7 +6,6 @@ buffers are as large as any classes could need; above, one number is read back, 
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from fastassoc import validation
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
-from fastassoc.backends.triton_launch import Machine, launch, machine
+from fastassoc.backends.triton_launch import Machine, interpreted, launch, machine
 from fastassoc.kernels.class_sizes import class_sizes
 from fastassoc.kernels.column_gradients import column_gradients
 from fastassoc.kernels.configs import Config, Tile, choose_config
@@ -60,7 +59,7 @@ def check_can_run(device: torch.device) -> None:
             raise RuntimeError(
                 f"backend 'triton' cannot run: it needs a GPU of sm_70 or newer; {device} is {capability}"
             )
-    elif not _interpreted():
+    elif not interpreted():
         raise RuntimeError(
             f"backend 'triton' cannot run on {device}: it takes tensors on a CUDA GPU, "
             "or on the CPU with TRITON_INTERPRET=1 set before Triton is imported"
@@ -407,9 +406,13 @@ def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -
 
 
 def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
+    exact = Precision("ieee", "ieee")
     if machine.architecture == "interpreter" or dtype == torch.float64:
         # The interpreter multiplies bfloat16 wrongly.
-        return Precision("ieee", "ieee")
+        return exact
+    if machine.architecture in ("sm_70", "sm_72", "sm_75"):
+        # Tensor cores for float16 alone.
+        return Precision("fp16", "ieee") if dtype == torch.float16 else exact
     if dtype == torch.bfloat16:
         return Precision("bf16", "bf16")
     if dtype == torch.float16:
@@ -417,10 +420,6 @@ def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
         return Precision("fp16", "tf32")
     asked = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
     return Precision(asked, asked)
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _ceil(x: int, y: int) -> int:
