@@ -158,8 +158,8 @@ class _Plan:
         """The device of the tensors, which Triton launches on."""
         return torch.cuda.device_of(self.inputs.a)
 
-    def embeddings(self, tile: Tile, products: bool = False) -> dict[str, Any]:
-        """Embeddings, biases, sizes, strides, and the constants of a tile."""
+    def embeddings(self, tile: Tile, products: bool = False, hold: bool = True) -> dict[str, Any]:
+        """Embeddings, biases, sizes, strides, and the constants of a tile; ``hold`` keeps tiles for a second use."""
         x = self.inputs
         depth = min(tile.depth, max(16, _power_of_two(self.d)))
         shared = {
@@ -178,7 +178,7 @@ class _Plan:
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
             "BLOCK_D": depth,
-            "ONE_D": depth >= self.d,
+            "ONE_D": hold and depth >= self.d,
             "PRECISION": self.precision.scores,
         }
         return shared | {"PRODUCT": self.precision.others} if products else shared
@@ -365,7 +365,8 @@ def _column_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[T
     tile, inputs = plan.config.column_gradients, plan.inputs
     db = inputs.b.new_empty(plan.m, plan.d)
     dbias_b = inputs.b.new_empty(plan.m, dtype=inputs.dtype) if bias else None
-    shared = plan.embeddings(tile, products=True)
+    # Where a class may have other tiles, registers are short: better to load a tile twice.
+    shared = plan.embeddings(tile, products=True, hold=state["ONE_TILE"])
     grid = (_ceil(plan.m, tile.columns), _ceil(plan.d, shared["BLOCK_D"]))
     launch(column_gradients, grid, tile, **shared, **state, db_ptr=db, dbias_b_ptr=dbias_b)
     return db, dbias_b
@@ -374,7 +375,7 @@ def _column_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[T
 def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -> tuple[Tensor, Tensor | None]:
     """``da`` and ``dbias_a``, in ranges of columns where the class tiles alone are too few programs."""
     tile, inputs = plan.config.row_gradients, plan.inputs
-    shared = plan.embeddings(tile, products=True)
+    shared = plan.embeddings(tile, products=True, hold=state["ONE_TILE"])
     depths = _ceil(plan.d, shared["BLOCK_D"])
     splits = min(_ceil(plan.m, tile.columns), _ceil(plan.programs, tiles * depths))
     # One range writes the result itself, but not the rows that take no part.
