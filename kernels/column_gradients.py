@@ -30,13 +30,16 @@ def column_gradients(
     total = tl.zeros([BLOCK_M], dtype=ACC)
     for tile in range(0, tl.load(counts_ptr + 1)):
         row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
-        a_tile = load_rows(a_ptr, row, row_ok, d, D, stride_an, stride_ad, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        # [BLOCK_N, BLOCK_D]
+        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
         ds = score_gradient(
             tile, row, row_ok, a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, kappa_ptr,
             slots_ptr, tiles_ptr, g_ptr, grad_walker_ptr, grad_visit_ptr, column, column_ok,
             N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
             BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        if not ONE_D:
+            a_tile = load_rows(a_ptr, row, row_ok, d, D, stride_an, stride_ad, BLOCK_D)
         db = product(tl.trans(a_tile), ds, db, PRODUCT)
         if dbias_b_ptr is not None:
             total += tl.sum(ds, 0)

@@ -35,13 +35,16 @@ def row_gradients(
     for column_tile in range(split * share, tl.minimum(split * share + share, column_tiles)):
         column = (column_tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         column_ok = column < M
-        b_tile = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        # [BLOCK_M, BLOCK_D]
+        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
         ds = score_gradient(
             tile, row, row_ok, a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, kappa_ptr,
             slots_ptr, tiles_ptr, g_ptr, grad_walker_ptr, grad_visit_ptr, column, column_ok,
             N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
             BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        if not ONE_D:
+            b_tile = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D)
         da = product(ds, b_tile, da, PRODUCT)
         if dbias_a_ptr is not None:
             total += tl.sum(ds, 1)

@@ -51,7 +51,12 @@ ALLOWED = {
     "fastassoc.backends.cpu_products": {"fastassoc.classes"},
     "fastassoc.backends.cpu_tiles": {"fastassoc.backends", "fastassoc.backends.cpu_memory"},
     "fastassoc.backends.cpu_memory": set(),
-    "fastassoc.backends.triton_launch": {"fastassoc.kernels.configs"},
+    "fastassoc.backends.triton_launch": {"fastassoc.kernels.class_sizes", "fastassoc.kernels.configs"},
+    "fastassoc.backends.triton_shipped": {
+        "fastassoc.backends",
+        "fastassoc.backends.triton",
+        "fastassoc.backends.triton_launch",
+    },
     "fastassoc.backends.triton": {
         "fastassoc.validation",
         "fastassoc.backends",

@@ -6,7 +6,6 @@ buffers are as large as any classes could need; above, one number is read back, 
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from fastassoc import validation
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
-from fastassoc.backends.triton_launch import Machine, launch, machine
+from fastassoc.backends.triton_launch import Machine, interpreted, launch, machine
 from fastassoc.kernels.class_sizes import class_sizes
 from fastassoc.kernels.column_gradients import column_gradients
 from fastassoc.kernels.configs import Config, Tile, choose_config
@@ -60,7 +59,7 @@ def check_can_run(device: torch.device) -> None:
             raise RuntimeError(
                 f"backend 'triton' cannot run: it needs a GPU of sm_70 or newer; {device} is {capability}"
             )
-    elif not _interpreted():
+    elif not interpreted():
         raise RuntimeError(
             f"backend 'triton' cannot run on {device}: it takes tensors on a CUDA GPU, "
             "or on the CPU with TRITON_INTERPRET=1 set before Triton is imported"
@@ -159,8 +158,8 @@ class _Plan:
         """The device of the tensors, which Triton launches on."""
         return torch.cuda.device_of(self.inputs.a)
 
-    def embeddings(self, tile: Tile, products: bool = False) -> dict[str, Any]:
-        """Embeddings, biases, sizes, strides, and the constants of a tile."""
+    def embeddings(self, tile: Tile, products: bool = False, hold: bool = True) -> dict[str, Any]:
+        """Embeddings, biases, sizes, strides, and the constants of a tile; ``hold`` keeps tiles for a second use."""
         x = self.inputs
         depth = min(tile.depth, max(16, _power_of_two(self.d)))
         shared = {
@@ -179,7 +178,7 @@ class _Plan:
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
             "BLOCK_D": depth,
-            "ONE_D": depth >= self.d,
+            "ONE_D": hold and depth >= self.d,
             "PRECISION": self.precision.scores,
         }
         return shared | {"PRODUCT": self.precision.others} if products else shared
@@ -366,7 +365,8 @@ def _column_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[T
     tile, inputs = plan.config.column_gradients, plan.inputs
     db = inputs.b.new_empty(plan.m, plan.d)
     dbias_b = inputs.b.new_empty(plan.m, dtype=inputs.dtype) if bias else None
-    shared = plan.embeddings(tile, products=True)
+    # Where a class may have other tiles, registers are short: better to load a tile twice.
+    shared = plan.embeddings(tile, products=True, hold=state["ONE_TILE"])
     grid = (_ceil(plan.m, tile.columns), _ceil(plan.d, shared["BLOCK_D"]))
     launch(column_gradients, grid, tile, **shared, **state, db_ptr=db, dbias_b_ptr=dbias_b)
     return db, dbias_b
@@ -375,7 +375,7 @@ def _column_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[T
 def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -> tuple[Tensor, Tensor | None]:
     """``da`` and ``dbias_a``, in ranges of columns where the class tiles alone are too few programs."""
     tile, inputs = plan.config.row_gradients, plan.inputs
-    shared = plan.embeddings(tile, products=True)
+    shared = plan.embeddings(tile, products=True, hold=state["ONE_TILE"])
     depths = _ceil(plan.d, shared["BLOCK_D"])
     splits = min(_ceil(plan.m, tile.columns), _ceil(plan.programs, tiles * depths))
     # One range writes the result itself, but not the rows that take no part.
@@ -407,9 +407,13 @@ def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -
 
 
 def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
+    exact = Precision("ieee", "ieee")
     if machine.architecture == "interpreter" or dtype == torch.float64:
         # The interpreter multiplies bfloat16 wrongly.
-        return Precision("ieee", "ieee")
+        return exact
+    if machine.architecture in ("sm_70", "sm_72", "sm_75"):
+        # Tensor cores for float16 alone.
+        return Precision("fp16", "ieee") if dtype == torch.float16 else exact
     if dtype == torch.bfloat16:
         return Precision("bf16", "bf16")
     if dtype == torch.float16:
@@ -417,10 +421,6 @@ def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
         return Precision("fp16", "tf32")
     asked = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
     return Precision(asked, asked)
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _ceil(x: int, y: int) -> int:

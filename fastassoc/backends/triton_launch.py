@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime import JITFunction
 
+from fastassoc.kernels.class_sizes import class_sizes
 from fastassoc.kernels.configs import Tile
 
 _POINTERS = {
@@ -101,9 +103,14 @@ def machine(device: torch.device) -> Machine:
     return _device_machine(device) if _recording is None else _recording.machine
 
 
+def interpreted() -> bool:
+    """Whether Triton was told to interpret kernels when it made them."""
+    return not isinstance(class_sizes, JITFunction)
+
+
 @cache
 def _device_machine(device: torch.device) -> Machine:
-    if device.type != "cuda":
+    if device.type != "cuda" or interpreted():
         return Machine("interpreter", 4)
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:

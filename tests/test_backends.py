@@ -1,0 +1,107 @@
+"""The choice of a backend, and what of the Triton backend shows without running a kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastassoc
+from fastassoc.backends import Inputs, choose_backend
+
+A, B, LABELS = torch.randn(4, 3), torch.randn(5, 3), torch.arange(4)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match="package triton is not installed"):
+        fastassoc.walker_visit_loss(A, B, LABELS, backend="triton")
+    with pytest.raises(RuntimeError, match="package triton is not installed"):
+        choose_backend("auto", torch.device("cuda"))
+
+
+def test_without_a_gpu_or_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run on cpu.*TRITON_INTERPRET=1"):
+        fastassoc.walker_visit_loss(A, B, LABELS, backend="triton")
+
+
+def test_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    with pytest.raises(RuntimeError, match="sm_70 or newer; cuda:0 is sm_61"):
+        choose_backend("triton", torch.device("cuda", 0))
+
+
+class Operations(TorchDispatchMode):
+    """Names of the tensor operations within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+def meta_inputs(rows: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    from fastassoc.backends import triton
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    labels = triton.Labels(empty(rows, dtype=torch.int64), None)
+    return Inputs(empty(rows, 128), empty(4096, 128), None, None, labels, 1.0, 1e-8, True, True, torch.float32)
+
+
+@pytest.mark.parametrize("rows", [100, 2048])
+def test_launches_and_nothing_read_back(rows: int) -> None:
+    pytest.importorskip("triton")
+    from fastassoc.backends import triton
+    from fastassoc.backends.triton_launch import Machine, recording
+
+    # Tensors on "meta" have no values: reading one is an error, so there is no synchronisation.
+    with recording(Machine("sm_90", 132)) as launches, Operations() as operations:
+        inputs = meta_inputs(rows)
+        losses = triton.losses(inputs, needs_gradient=True, statistics=True)
+        forward = len(launches)
+        upstream = torch.empty((), device="meta")
+        triton.gradients(inputs, losses.saved, upstream, upstream, (True, True, False, False))
+    assert forward <= 8
+    assert len(launches) - forward <= 4
+    # No kernel of torch's beside ours.
+    assert operations.names <= {"empty", "new_empty", "select", "slice"}
+
+
+def test_above_2048_rows_one_size_is_read() -> None:
+    pytest.importorskip("triton")
+    from fastassoc.backends import triton
+    from fastassoc.backends.triton_launch import Machine, recording
+
+    with (
+        recording(Machine("sm_90", 132)) as launches,
+        pytest.raises((RuntimeError, NotImplementedError), match="meta"),
+    ):
+        triton.losses(meta_inputs(2049), needs_gradient=True, statistics=False)
+    assert [launch.kernel.__name__ for launch in launches] == ["class_sizes", "normalisers", "rows", "visits"]
+
+
+def test_shipped_launches_are_all_kernels() -> None:
+    pytest.importorskip("triton")
+    from fastassoc.backends.triton_shipped import shipped_launches
+
+    launches = shipped_launches("sm_90", torch.bfloat16, 128)
+    assert {launch.kernel.__name__ for launch in launches} == {
+        *("class_sizes", "normalisers", "rows", "visits", "round_trips", "walker", "losses"),
+        *("kappa", "column_gradients", "row_gradients", "add_shares"),
+    }
+    for launch in launches:
+        signature, constants, _ = launch.specialisation()
+        assert list(signature) == launch.kernel.arg_names
+        constant_names = {launch.kernel.arg_names[index] for (index,) in constants}
+        assert constant_names == {name for name, kind in signature.items() if kind == "constexpr"}
