@@ -106,8 +106,7 @@ def gradients(
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
     plan = _Plan(inputs)
-    rows, columns, slots, tiles, counts, g = saved
-    assert tiles is not None
+    rows, columns, slots, tiles, counts, g = _shaped(saved, plan.class_rows)
     state = {
         "rows_ptr": rows,
         "columns_ptr": columns,
@@ -130,6 +129,30 @@ def gradients(
         if needs[0] or needs[2]:
             da, dbias_a = _row_gradients(plan, state, tiles.shape[1], needs[2])
     return Gradients(da if needs[0] else None, db if needs[1] else None, dbias_a, dbias_b)
+
+
+def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
+    """See `fastassoc.backends.Backend`."""
+    return [
+        dtype,
+        dtype,
+        torch.int32,
+        torch.int32,
+        torch.int32,
+        _g_dtype(_precision(a.dtype, machine(a.device)), dtype),
+    ]
+
+
+def _shaped(saved: Saved, class_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """What `losses` saved, in the shapes it had."""
+    rows, columns, slots, tiles, counts, g = saved
+    assert rows is not None
+    assert columns is not None
+    assert slots is not None
+    assert tiles is not None
+    assert counts is not None
+    g = None if g is None else g.view(-1, class_rows, class_rows)
+    return rows.view(4, -1), columns.view(3, -1), slots.view(2, -1), tiles.view(3, -1), counts, g
 
 
 class _Plan:
@@ -272,7 +295,7 @@ def _walks(
     items = plan.items(pairs, column_tiles)
     block = (plan.class_rows, plan.class_rows)
     trips = rows.new_empty(items, *block) if inputs.walker else None
-    g_dtype = torch.bfloat16 if plan.precision.others == "bf16" else inputs.dtype
+    g_dtype = _g_dtype(plan.precision, inputs.dtype)
     g = rows.new_empty(pairs, *block, dtype=g_dtype) if inputs.walker and needs_gradient else None
     terms = {"WALKER": inputs.walker, "VISIT": inputs.visit and needs_gradient}
     shared = {
@@ -421,6 +444,11 @@ def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
         return Precision("fp16", "tf32")
     asked = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
     return Precision(asked, asked)
+
+
+def _g_dtype(precision: Precision, dtype: torch.dtype) -> torch.dtype:
+    """As the products round it."""
+    return torch.bfloat16 if precision.others == "bf16" else dtype
 
 
 def _ceil(x: int, y: int) -> int:
