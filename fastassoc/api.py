@@ -149,19 +149,19 @@ def walker_visit_loss(
         a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
     needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b, bias_a, bias_b))
     if chosen is None:
-        results = operators.losses(
+        walker_loss, visit_loss, *statistics = operators.losses(
             a, b, bias_a, bias_b, labels, ignore_index, scale, eps, walker, visit, return_stats, needs_gradient, backend
-        )
-        walker_loss, visit_loss = results[0] if walker else None, results[1] if visit else None
-        statistics = [x.detach() for x in results[2 : operators.RESULTS]]
+        )[: operators.RESULTS]
+        outputs = (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
     else:
         own_labels = chosen.prepare_labels(labels, ignore_index, b, dtype)
         options = Options(chosen, own_labels, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
-        walker_loss, visit_loss, *statistics = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
-    loss = no_loss if no_loss is not None else _weighted(walker_loss, walker_weight, visit_loss, visit_weight)
+        outputs = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
+    walker_term, visit_term, *rest = outputs
+    loss = no_loss if no_loss is not None else _weighted(walker_term, walker_weight, visit_term, visit_weight)
     if not return_stats:
         return loss
-    return loss, WalkStatistics(walker_loss.detach(), visit_loss.detach(), *statistics)
+    return loss, WalkStatistics(walker_term.detach(), visit_term.detach(), *rest)
 
 
 def _dot_form(
