@@ -12,16 +12,27 @@ _DENSE_PRODUCTS = 4 * 10**6
 """Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
 _WHOLE_SCORES = 2**18
 """Up to this many scores ``N M`` both probability matrices stay in cache, and whole is quicker than tiled."""
+_REMEMBERED_ROWS = 1024
+"""A sampler that balances classes often gives the same labels at every step; up to this size they are compared."""
 
 MAX_SAVED = 9
+
+_latest: tuple[tuple[bytes, torch.dtype, bool], classes.ClassBlocks] | None = None
 
 
 def class_blocks(labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> classes.ClassBlocks:
     """One dense block for the smallest batches, else one block for each class."""
+    global _latest
     n = labels.shape[0] if kept_rows is None else kept_rows.shape[0]
-    if n * n * columns <= _DENSE_PRODUCTS:
-        return classes.dense_block(labels, dtype, kept_rows)
-    return classes.class_blocks(labels, dtype, kept_rows)
+    dense = n * n * columns <= _DENSE_PRODUCTS
+    make = classes.dense_block if dense else classes.class_blocks
+    if kept_rows is not None or n > _REMEMBERED_ROWS:
+        return make(labels, dtype, kept_rows)
+    key = labels.numpy().tobytes(), dtype, dense
+    latest = _latest
+    if latest is None or latest[0] != key:
+        _latest = latest = key, make(labels, dtype)
+    return latest[1]
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:

@@ -5,6 +5,8 @@ A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,18 +15,21 @@ from fastassoc.backends.cpu_memory import borrow
 from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
 from fastassoc.classes import ClassBlocks
 
+_ALLOCATED = 2**14
+"""Results of up to so many entries come from memory that the allocator has at hand."""
+
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
     """See `fastassoc.backends.Backend`; saves ``p_ab`` and ``q_ij = p_ba_ji``."""
     a, b = _operands(problem)
     shape = a.shape[0], b.shape[0]
-    s = torch.mm(a, b.t(), out=borrow(shape, problem.dtype))
+    s = torch.mm(a, b.t(), out=_memory(shape, problem.dtype))
     if problem.bias_a is not None:
         s += problem.bias_a.unsqueeze(1)
     if problem.bias_b is not None:
         s += problem.bias_b
-    p_ab = torch.softmax(s, 1, out=borrow(shape, problem.dtype))
-    q = torch.softmax(s, 0, out=borrow(shape, problem.dtype))
+    p_ab = torch.softmax(s, 1, out=_memory(shape, problem.dtype))
+    q = torch.softmax(s, 0, out=_memory(shape, problem.dtype))
     if problem.blocks.dense:
         p_aba = torch.mm(p_ab, q.t()).view(-1)
     else:
@@ -60,20 +65,24 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
 
 def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor:
     """``p (x - sum p x)`` for a gradient x of the probabilities p: the operation behind the derivative of softmax."""
-    out = borrow(tuple(probability.shape), probability.dtype)
+    out = _memory(probability.shape, probability.dtype)
     return torch._softmax_backward_data(gradient, probability, dim, probability.dtype, grad_input=out)
 
 
 def _kernel_product(blocks: ClassBlocks, g: Tensor, p: Tensor, transposed: bool = False) -> Tensor:
     """``sum_k G_ik p_kj`` within the blocks; ``G_ki`` if transposed."""
-    out = borrow(tuple(p.shape), p.dtype)
     if blocks.dense:
         kernel = g.view(blocks.rows, blocks.rows)
-        return torch.mm(kernel.t() if transposed else kernel, p, out=out)
+        return torch.mm(kernel.t() if transposed else kernel, p, out=_memory(p.shape, p.dtype))
     kernels = blocks.views(g)
     if transposed:
         kernels = [kernel.transpose(1, 2) for kernel in kernels]
-    return apply_kernels(blocks, kernels, p, out=out)
+    return apply_kernels(blocks, kernels, p, out=borrow(p.shape, p.dtype))
+
+
+def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Borrowed memory for a result; None, which lets the operation allocate, where that is quicker."""
+    return borrow(shape, dtype) if math.prod(shape) > _ALLOCATED else None
 
 
 def _operands(problem: Problem) -> tuple[Tensor, Tensor]:
