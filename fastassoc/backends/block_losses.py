@@ -22,7 +22,6 @@ from fastassoc.backends import (
 )
 from fastassoc.classes import ClassBlocks
 
-
 _DOT = 2**16
 """Up to so many terms a dot product sums as exactly as a sum does, in fewer operations."""
 
