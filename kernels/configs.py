@@ -51,9 +51,12 @@ def _config(scores: Tile, trips: Tile, column_gradients: Tile, row_gradients: Ti
 
 _INTERPRETER = Tile(rows=64, columns=64, depth=256, warps=1, stages=1)
 
-_SHARED_KIB = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227}
-_SMALLEST_SHARED_KIB = 99
-"""sm_86, sm_89, sm_120 and everything unknown; sm_70 and sm_75 have 96 and 64."""
+_SHARED_KIB = {"sm_70": 96, "sm_72": 96, "sm_75": 64, "sm_80": 163, "sm_87": 163}
+_SHARED_KIB |= {"sm_90": 227, "sm_100": 227, "sm_103": 227}
+_USUAL_SHARED_KIB = 99
+"""sm_86, sm_89, sm_120, and NVIDIA GPUs that are not known."""
+_AMD_SHARED_KIB = 64
+"""The local data share of a workgroup."""
 
 # Shared memory of at least so many KiB, precision: rows by the largest embedding they are for; the last serves any.
 _TABLE: dict[tuple[int, str], tuple[tuple[int, Config], ...]] = {
@@ -81,6 +84,12 @@ _TABLE: dict[tuple[int, str], tuple[tuple[int, Config], ...]] = {
     ),
     # No tensor cores: one product at a time fills the registers.
     (99, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), *[Tile(32, 32, 64, 4, 2)] * 2)),),
+    # AMD's matrix cores take operands from registers, of which wider tiles spill; sm_75 has no more memory.
+    **{
+        (64, precision): ((0, _config(Tile(64, 32, 64, 4, 1), *[Tile(32, 32, 64, 4, 1)] * 3)),)
+        for precision in ("bf16", "tf32", "ieee")
+    },
+    (64, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 4)),),
     (99, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 2)] * 2, *[Tile(32, 16, 32, 4, 2)] * 2)),),
 }
 
@@ -89,6 +98,7 @@ def choose_config(architecture: str, precision: str, depth: int) -> Config:
     """The row for embeddings of ``depth`` columns; precision "bf16", "tf32", "ieee" or "fp64"."""
     if architecture == "interpreter":
         return Config(*[_INTERPRETER] * 6)
-    shared = _SHARED_KIB.get(architecture, _SMALLEST_SHARED_KIB)
-    rows = next(_TABLE[least, kind] for least, kind in _TABLE if kind == precision and least <= shared)
-    return next(config for largest, config in rows if depth <= largest or largest == 0)
+    usual = _AMD_SHARED_KIB if architecture.startswith("gfx") else _USUAL_SHARED_KIB
+    shared = _SHARED_KIB.get(architecture, usual)
+    least = max(least for least, kind in _TABLE if kind == precision and least <= shared)
+    return next(config for largest, config in _TABLE[least, precision] if depth <= largest or largest == 0)

@@ -1,0 +1,116 @@
+"""The benchmark suites measure what they say, and go on where a provider cannot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import benchmarks.__main__ as suites
+import benchmarks.chunked
+from benchmarks import batches, providers, report, worker
+from benchmarks.batches import Batch
+from fastassoc import reference
+from tests.cases import assert_close, evaluate, make_case
+
+pytest.importorskip("tqdm")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 4096])
+def test_the_chunked_port_is_the_specification(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.chunked, "_CHUNK", chunk)
+    case = make_case(20, 50, 6, 4, dtype=torch.float32)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    assert_close(evaluate(benchmarks.chunked.walker_visit_loss, case), exact, 1e-5)
+
+
+def test_useful_operations() -> None:
+    # 6 N M D = 6 * 5 * 7 * 3, classes of 3 and 2 rows: 3 * 7 * (9 + 4).
+    batch = Batch(5, 7, d=3, classes=2)
+    assert batches.useful_operations(batch) == 630 + 273
+    assert batches.useful_operations(batch, walker=False) == 630
+
+
+def test_unbalanced_labels_fall_by_halves() -> None:
+    sizes = batches.make_labels(Batch(1024, 1, classes=5, unbalanced=True)).bincount()
+    assert sizes.tolist() == [512, 256, 128, 64, 64]
+
+
+@linux
+def test_times_are_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--suite", "paper", "--largest", "2048", "--seconds", "0.05", "--providers", "fastassoc", "eager"]
+    assert suites.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "| 32 x 64, D 128, 4 classes | fastassoc |" in capsys.readouterr().out
+    record = json.loads((tmp_path / "paper.json").read_text())
+    assert {"device", "torch", "commit", "date", "dtype"} <= set(record["environment"])
+    with (tmp_path / "paper.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["m"], row["provider"]) for row in rows] == [
+        (m, name) for m in ("8", "64") for name in ("fastassoc", "eager")
+    ]
+    for row in rows:
+        assert row["status"] == "ok"
+        assert float(row["error"]) < 1e-4
+        assert 0.0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
+        assert float(row["times_eager"]) > 0.0
+        assert 0.0 < float(row["floor_over_time"]) < 1.0
+
+
+def task(kind: str, batch: Batch, limit_mib: int | None = None, **more: object) -> dict[str, object]:
+    return {"kind": kind, "batch": batch, "dtype": "float32", "device": "cpu", "limit_mib": limit_mib, **more}
+
+
+def test_a_wrong_or_missing_provider_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> providers.Loss:
+        raise providers.MissingProviderError("not here")
+
+    wrong = providers.Provider("eager", "wrong", lambda: lambda a, b, labels: (a.sum() + b.sum()) * 1e-3)
+    absent = providers.Provider("chunked", "absent", missing)
+    monkeypatch.setattr(providers, "PROVIDERS", (wrong, absent))
+    answer = worker.time_providers(task("time", Batch(20, 30, 8, 2), providers=["eager", "chunked"], seconds=0.01))
+    assert answer["providers"]["eager"]["status"] == "wrong"
+    assert answer["providers"]["chunked"] == {"status": "missing", "message": "not here"}
+
+
+@linux
+def test_out_of_memory_is_an_answer() -> None:
+    small = suites.work(task("memory", Batch(64, 64), limit_mib=None, provider="eager", live=True))
+    assert small["status"] == "ok"
+    # Address space for the libraries, not for N x M matrices of 1 GiB.
+    large = task("memory", Batch(4096, 65536), limit_mib=5000, provider="eager", live=False)
+    assert suites.work(large)["status"] == "out of memory"
+
+
+@linux
+def test_memory_of_a_batch() -> None:
+    # Five N x M matrices of 16 MiB and more for eager code; fastassoc keeps one and tiles.
+    batch = Batch(512, 8192, d=16)
+    eager, mine = (suites.work(task("memory", batch, provider=name, live=True)) for name in ("eager", "fastassoc"))
+    assert eager["live_mib"] > 64.0
+    assert eager["resident_mib"] > 64.0
+    assert mine["live_mib"] < 64.0
+
+
+def test_growth_exponent() -> None:
+    rows = [{"batch": list(Batch(2, m)), "x": 3.0 * m**1.5} for m in (10, 100, 1000)]
+    assert report.growth_exponent(rows, "x") == pytest.approx(1.5)
+    assert math.isnan(report.growth_exponent(rows[:1], "x"))
+
+
+def test_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"batch": list(Batch(8, m)), "provider": name, "median_ms": float(m), "floor_over_time": 0.1}
+        for m in (10, 100)
+        for name in ("fastassoc", "eager")
+    ]
+    report.plot_lines(tmp_path / "lines.png", rows, lambda batch: batch.m, "median_ms", ("M", "ms"), "Time over M")
+    report.plot_floor(tmp_path / "floor.png", rows, "Floor")
+    assert (tmp_path / "lines.png").stat().st_size > 5000
+    assert (tmp_path / "floor.png").stat().st_size > 5000
