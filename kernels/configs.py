@@ -1,4 +1,9 @@
-"""Tile sizes: data by architecture, precision and embedding size."""
+"""Tile sizes: data by shared memory, precision of the products, and embedding size.
+
+A row was taken where the compiler reports no spilled registers (at most 32 bytes) and shared memory in the limit for
+every kernel, both with classes known to fit one tile and not. None has been timed yet: among those that fit, the
+widest tile of columns was preferred, then the fewer warps.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +45,46 @@ class Config:
         return self.round_trips.rows
 
 
-def _same(rows: int, columns: int, depth: int, warps: int, stages: int) -> Config:
-    tile = Tile(rows, columns, depth, warps, stages)
-    return Config(tile, tile, tile, tile, tile, tile)
+def _config(scores: Tile, trips: Tile, gradients: Tile) -> Config:
+    return Config(scores, scores, trips, trips, gradients, gradients)
 
 
-INTERPRETER = _same(64, 64, 256, 1, 1)
+_INTERPRETER = Tile(rows=64, columns=64, depth=256, warps=1, stages=1)
+
+_SHARED_KIB = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227}
+_SMALLEST_SHARED_KIB = 99
+"""sm_86, sm_89, sm_120 and everything unknown; sm_70 and sm_75 have 96 and 64."""
+
+# Shared memory of at least so many KiB, precision: rows by the largest embedding they are for; the last serves any.
+_TABLE: dict[tuple[int, str], tuple[tuple[int, Config], ...]] = {
+    (163, "bf16"): (
+        (128, _config(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 4, 3), Tile(64, 32, 128, 8, 2))),
+        (256, _config(Tile(64, 64, 256, 4, 2), Tile(64, 32, 256, 4, 2), Tile(64, 16, 256, 8, 2))),
+        (0, _config(Tile(128, 64, 128, 8, 2), Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2))),
+    ),
+    (99, "bf16"): (
+        (128, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 4, 2), Tile(64, 32, 128, 8, 2))),
+        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 128, 8, 2))),
+    ),
+    (163, "tf32"): (
+        (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 8, 2))),
+        (128, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 4, 2), Tile(64, 32, 128, 8, 2))),
+        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 128, 8, 2))),
+    ),
+    (99, "tf32"): (
+        (64, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), Tile(64, 32, 64, 8, 2))),
+        (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), Tile(64, 16, 64, 8, 2))),
+    ),
+    # No tensor cores: one product at a time fills the registers.
+    (99, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2))),),
+    (99, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 16, 32, 4, 2))),),
+}
 
 
 def choose_config(architecture: str, precision: str, depth: int) -> Config:
-    """The row for an embedding of ``depth`` columns."""
-    return INTERPRETER
+    """The row for embeddings of ``depth`` columns; precision "bf16", "tf32", "ieee" or "fp64"."""
+    if architecture == "interpreter":
+        return Config(*[_INTERPRETER] * 6)
+    shared = _SHARED_KIB.get(architecture, _SMALLEST_SHARED_KIB)
+    rows = next(_TABLE[least, kind] for least, kind in _TABLE if kind == precision and least <= shared)
+    return next(config for largest, config in rows if depth <= largest or largest == 0)

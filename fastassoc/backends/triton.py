@@ -140,7 +140,9 @@ class _Plan:
         self.n, self.m, self.d = inputs.a.shape[0], inputs.b.shape[0], inputs.a.shape[1]
         self.machine = machine(inputs.a.device)
         self.precision = _precision(inputs.a.dtype, self.machine)
-        self.config: Config = choose_config(self.machine.architecture, self.precision.others, self.d)
+        self.config: Config = choose_config(
+            self.machine.architecture, "fp64" if inputs.dtype == torch.float64 else self.precision.others, self.d
+        )
         self.class_rows = self.config.class_rows
         self.programs = _PROGRAMS_PER_PROCESSOR * self.machine.processors
         # Fewer than half of the slots are empty (`fastassoc.kernels.rows`).
