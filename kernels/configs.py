@@ -45,8 +45,8 @@ class Config:
         return self.round_trips.rows
 
 
-def _config(scores: Tile, trips: Tile, gradients: Tile) -> Config:
-    return Config(scores, scores, trips, trips, gradients, gradients)
+def _config(scores: Tile, trips: Tile, column_gradients: Tile, row_gradients: Tile) -> Config:
+    return Config(scores, scores, trips, trips, column_gradients, row_gradients)
 
 
 _INTERPRETER = Tile(rows=64, columns=64, depth=256, warps=1, stages=1)
@@ -57,27 +57,31 @@ _SMALLEST_SHARED_KIB = 99
 
 # Shared memory of at least so many KiB, precision: rows by the largest embedding they are for; the last serves any.
 _TABLE: dict[tuple[int, str], tuple[tuple[int, Config], ...]] = {
-    (163, "bf16"): (
-        (128, _config(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 4, 3), Tile(64, 32, 128, 8, 2))),
-        (256, _config(Tile(64, 64, 256, 4, 2), Tile(64, 32, 256, 4, 2), Tile(64, 16, 256, 8, 2))),
-        (0, _config(Tile(128, 64, 128, 8, 2), Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2))),
+    (227, "bf16"): (
+        (128, _config(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
+        (256, _config(Tile(64, 64, 256, 4, 2), Tile(64, 32, 256, 8, 2), *[Tile(64, 16, 256, 8, 2)] * 2)),
+        (0, _config(Tile(128, 64, 128, 8, 2), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
     ),
+    # Without the asynchronous tensor cores of sm_90, operands of a product are in registers.
     (99, "bf16"): (
-        (128, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 4, 2), Tile(64, 32, 128, 8, 2))),
-        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 128, 8, 2))),
+        (
+            0,
+            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2)),
+        ),
     ),
-    (163, "tf32"): (
-        (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 8, 2))),
-        (128, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 4, 2), Tile(64, 32, 128, 8, 2))),
-        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 128, 8, 2))),
+    (227, "tf32"): (
+        (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
+        (128, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
+        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
     ),
+    (163, "tf32"): ((0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 16, 128, 8, 2)] * 2)),),
     (99, "tf32"): (
-        (64, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), Tile(64, 32, 64, 8, 2))),
-        (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), Tile(64, 16, 64, 8, 2))),
+        (64, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
+        (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 16, 64, 8, 2)] * 2)),
     ),
     # No tensor cores: one product at a time fills the registers.
-    (99, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2))),),
-    (99, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 16, 32, 4, 2))),),
+    (99, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), *[Tile(32, 32, 64, 4, 2)] * 2)),),
+    (99, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 2)] * 2, *[Tile(32, 16, 32, 4, 2)] * 2)),),
 }
 
 

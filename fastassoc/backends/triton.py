@@ -161,7 +161,10 @@ class _Plan:
         return torch.cuda.device_of(self.inputs.a)
 
     def embeddings(self, tile: Tile, products: bool = False, hold: bool = True) -> dict[str, Any]:
-        """Embeddings, biases, sizes, strides, and the constants of a tile; ``hold`` keeps tiles for a second use."""
+        """Embeddings, biases, sizes, strides, and the constants of a tile.
+
+        ``hold`` keeps tiles of the embeddings for later. Where a class may have other tiles, registers are short.
+        """
         x = self.inputs
         depth = min(tile.depth, max(16, _power_of_two(self.d)))
         shared = {
@@ -289,14 +292,15 @@ def _walks(
         "MAX_SPLITS": _MAX_SPLITS,
         **terms,
     }
+    one_tile = pairs == tiles.shape[1]
     launch(
         round_trips,
         (items,),
         tile,
-        **plan.embeddings(tile, products=True),
+        **plan.embeddings(tile, products=True, hold=one_tile),
         **shared,
         columns_ptr=columns,
-        ONE_TILE=pairs == tiles.shape[1],
+        ONE_TILE=one_tile,
     )
     programs = tiles.shape[1] * (plan.class_rows // _WALKER_ROWS)
     parts = rows.new_empty(3, programs)
@@ -356,7 +360,7 @@ def _kappa(plan: _Plan, state: dict[str, Any], kappa: Tensor) -> None:
         kappa_kernel,
         (_ceil(plan.m, tile.columns),),
         tile,
-        **plan.embeddings(tile, products=True),
+        **plan.embeddings(tile, products=True, hold=state["ONE_TILE"]),
         **state,
         kappa_ptr=kappa,
     )
@@ -367,7 +371,6 @@ def _column_gradients(plan: _Plan, state: dict[str, Any], bias: bool) -> tuple[T
     tile, inputs = plan.config.column_gradients, plan.inputs
     db = inputs.b.new_empty(plan.m, plan.d)
     dbias_b = inputs.b.new_empty(plan.m, dtype=inputs.dtype) if bias else None
-    # Where a class may have other tiles, registers are short: better to load a tile twice.
     shared = plan.embeddings(tile, products=True, hold=state["ONE_TILE"])
     grid = (_ceil(plan.m, tile.columns), _ceil(plan.d, shared["BLOCK_D"]))
     launch(column_gradients, grid, tile, **shared, **state, db_ptr=db, dbias_b_ptr=dbias_b)
