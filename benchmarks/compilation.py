@@ -77,9 +77,9 @@ class Compilation(NamedTuple):
     def of(cls, launch: Any, architecture: str) -> Compilation:
         """What a launch (`fastassoc.backends.triton_launch.Launch`) compiles to there."""
         kernel = launch.kernel.fn
-        return cls(
-            architecture, kernel.__module__, kernel.__name__, *launch.specialisation(), launch.warps, launch.stages
-        )
+        signature, constants, attributes = launch.specialisation()
+        place = (architecture, kernel.__module__, kernel.__name__)
+        return cls(*place, signature, constants, attributes, launch.warps, launch.stages)
 
     def variant(self) -> str:
         """Constants by name; pointers that are None are left out of the kernel."""

@@ -15,13 +15,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from benchmarks.compilation import (
     ARCHITECTURES,
@@ -31,26 +28,8 @@ from benchmarks.compilation import (
     compile_kernel,
     violations,
 )
+from benchmarks.modes import MODES, float32_products
 
-
-class Mode(NamedTuple):
-    """A dtype of the embeddings, and what float32 products are computed in."""
-
-    dtype: torch.dtype
-    precision: str
-    """For `torch.set_float32_matmul_precision`."""
-    tensor_cores: bool
-    """Whether every product belongs on tensor cores."""
-
-
-MODES = {
-    "fp16": Mode(torch.float16, "highest", True),
-    "bf16": Mode(torch.bfloat16, "highest", True),
-    "fp32-medium": Mode(torch.float32, "medium", True),
-    "fp32-high": Mode(torch.float32, "high", True),
-    "fp32-highest": Mode(torch.float32, "highest", False),
-    "fp64": Mode(torch.float64, "highest", False),
-}
 DEPTHS = (64, 128, 256)
 
 
@@ -77,17 +56,6 @@ class Row(NamedTuple):
     """On tensor cores, of all, over the variants."""
     instructions: str
     occupancy: float
-
-
-@contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """`torch.set_float32_matmul_precision` for a while."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def shipped(architectures: Iterable[str], modes: Iterable[str], depths: Iterable[int]) -> list[Use]:
