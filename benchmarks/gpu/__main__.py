@@ -10,6 +10,7 @@ anything is wrong. ``--smoke`` runs all of it on a CPU in Triton's interpreter a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -26,7 +27,7 @@ import torch
 
 from benchmarks.gpu import warm
 from benchmarks.gpu.checks import determinism, errors, launches
-from benchmarks.gpu.kernel_tests import SHARE, kernel_tests
+from benchmarks.gpu.kernel_tests import kernel_tests
 from benchmarks.gpu.plan import FULL, SMOKE, Clock, Context
 from benchmarks.gpu.plots import draw
 from benchmarks.gpu.report import found_problems, markdown
@@ -108,7 +109,7 @@ def run_all(record: Record, context: Context, smoke: bool) -> None:
     try:
         record.run("kernel tests", lambda: kernel_tests(context, record.folder / "kernel_tests.log"))
     finally:
-        warm.finish(processes, SHARE * context.clock.left())
+        warm.finish(processes, warm.WAIT * context.clock.left())
     record.run("errors", lambda: errors(context))
     record.run("determinism", lambda: determinism(context))
     record.run("launches", lambda: launches(context))
@@ -132,6 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(1)
     elif not torch.cuda.is_available():
         print("no CUDA GPU here; --smoke runs the same on a CPU at tiny sizes", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("triton") is None:
+        print("the package triton is not installed: there are no kernels to run", file=sys.stderr)
         return 2
     plan = SMOKE if options.smoke else FULL
     context = Context(plan, torch.device("cpu" if options.smoke else "cuda"), Clock(60 * options.minutes))

@@ -88,7 +88,7 @@ def seconds(context: Context, function: Callable[[], object]) -> float:
     function()
     last.record()
     last.synchronize()
-    return first.elapsed_time(last) / 1e3
+    return float(first.elapsed_time(last)) / 1e3
 
 
 def peak_memory(context: Context, batch: Batch, loss: Loss) -> float | None:

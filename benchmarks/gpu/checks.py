@@ -40,6 +40,7 @@ def errors(context: Context) -> Iterator[dict[str, Any]]:
         for logits, scale in LOGITS.items():
             batch = make_batch(context, context.plan.errors, mode, scale)
             expected = exact(batch)
+            failure = None
             with float32_products(MODES[mode].precision):
                 mine = relative_errors(batch.step(fused), expected)
                 try:
@@ -47,8 +48,6 @@ def errors(context: Context) -> Iterator[dict[str, Any]]:
                 except Exception as error:  # A contender that cannot run is a result.
                     theirs, failure = [math.nan] * 3, explain(error)
                     free_memory(context)
-                else:
-                    failure = None
             for name, x, y in zip(("loss", "da", "db"), mine, theirs, strict=True):
                 good = x <= allowed_error(mode, y, name != "loss") and math.isfinite(x)
                 row = {"mode": mode, "logits": logits, "value": name, "error": x, "eager_error": y}
@@ -113,27 +112,27 @@ def own_kernels(batch: Batch) -> tuple[int, int]:
     """Launches of fastassoc's kernels forward and backward."""
     from fastassoc.backends import triton
 
+    backend: Any = triton
     counted: list[str] = []
-    launch = triton.launch
+    launch = backend.launch
 
     def counting(kernel: Any, *arguments: Any, **named: Any) -> None:
         counted.append(kernel.__name__)
         launch(kernel, *arguments, **named)
 
-    triton.launch = counting
+    backend.launch = counting
     try:
         value = fused(*batch)
         forward = len(counted)
         torch.autograd.grad(value, (batch.a, batch.b))
     finally:
-        triton.launch = launch
+        backend.launch = launch
     return forward, len(counted) - forward
 
 
 def device_kernels(batch: Batch) -> int:
     """Kernels of any origin in a forward and backward pass, by the profiler."""
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import DeviceType, ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         batch.step(fused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -32,16 +33,19 @@ def kernel_tests(context: Context, log: Path) -> Iterator[dict[str, Any]]:
     if importlib.util.find_spec("pytest") is None:
         yield {"verdict": "pytest is not installed"}
         return
-    command = [sys.executable, "-u", "-m", "pytest", "-v", "--tb=short", "-rN", "-p", "no:cacheprovider"]
-    command += ["-W", "ignore::RuntimeWarning", *context.plan.tests]
+    command = [sys.executable, "-u", "-m", "pytest", "-v", "--tb=short", "-rN"]
+    # The package `benchmarks` makes a checkout that is not installed importable.
+    command += ["-p", "no:cacheprovider", "-p", "benchmarks", "-W", "ignore::RuntimeWarning", *context.plan.tests]
     if context.cuda and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(PROCESSES)]
+    # The tests poison fresh memory, for which torch wants deterministic algorithms, and cuBLAS this to be one.
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     start, limit = time.monotonic(), SHARE * context.clock.left()
     status: int | None
     with log.open("w") as output:
         try:
             status = subprocess.run(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=limit, check=False
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=limit, check=False
             ).returncode
         except subprocess.TimeoutExpired:
             status = None

@@ -12,12 +12,10 @@ CONTENDERS = ("fastassoc", "eager", "compiled")
 
 def markdown(record: dict[str, Any]) -> str:
     """Every stage that has begun, in order."""
-    environment = record["environment"]
-    lines = [
-        "# On the GPU" if not record["smoke"] else "# Smoke run: the interpreter on a CPU, tiny sizes; no figures",
-        "",
-    ]
-    lines += [f"- {name}: {value}" for name, value in environment.items()]
+    title = (
+        "Smoke run: the interpreter on a CPU, tiny sizes; its times mean nothing" if record["smoke"] else "On the GPU"
+    )
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in record["environment"].items())]
     writers = {
         "kernel tests": _kernel_tests,
         "errors": _errors,
@@ -55,7 +53,7 @@ def found_problems(record: dict[str, Any]) -> list[str]:
 
 
 def _ours(row: dict[str, Any]) -> bool:
-    return row.get("contender", "fastassoc") == "fastassoc"
+    return str(row.get("contender", "fastassoc")) == "fastassoc"
 
 
 def _table(head: Sequence[str], body: list[list[Any]]) -> list[str]:
@@ -66,7 +64,7 @@ def _table(head: Sequence[str], body: list[list[Any]]) -> list[str]:
 def _number(value: Any) -> str:
     """Three digits of a float; nothing for None."""
     if isinstance(value, float):
-        return "none" if math.isnan(value) else f"{value:.3g}"
+        return "NaN" if math.isnan(value) else f"{value:.3g}"
     return "" if value is None else str(value)
 
 
@@ -114,10 +112,8 @@ def _speed(rows: Rows) -> list[str]:
         body.append([size, mode, *times, *ratios, *memory, group.get("fastassoc", {}).get("error")])
     head = ["N x M, classes", "products in", *(f"{name}, ms" for name in CONTENDERS), "times eager", "times compiled"]
     head += [*(f"{name}, MiB" for name in CONTENDERS), "error of the gradients"]
-    note = (
-        "Forward and backward: median (20th to 80th percentile) of rounds in which the contenders run in turn, the GPU "
-    )
-    note += "idle before each. Memory: peak beyond inputs and gradients. Error: against float32 without tf32.\n"
+    note = "Forward and backward: median (20th to 80th percentile) of rounds in which the contenders run in turn, the "
+    note += "GPU idle before each. Memory: peak beyond inputs and gradients. Error: against float32 without tf32.\n"
     return [note, *_table(head, body)]
 
 
@@ -141,12 +137,11 @@ def _memory(rows: Rows) -> list[str]:
 
 
 def _fractions(rows: Rows) -> list[str]:
-    lines = []
-    for row in rows:
-        if "product" in row:
-            lines.append(
-                f"- {row['mode']}: `torch.mm` of {row['product']} cubed runs at {row['product_tflops']:.3g} TFLOP/s"
-            )
+    lines = [
+        f"- {row['mode']}: `torch.mm` of {row['product']} cubed runs at {row['product_tflops']:.3g} TFLOP/s"
+        for row in rows
+        if "product" in row
+    ]
     body = [
         [_size(row), row["mode"], row["useful_tflops"], f"{row['fraction_of_product']:.1%}"]
         for row in rows

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.gpu.plan import ERROR_MODES, FULL, LOGITS, SMOKE, SPEED_MODES, Clock, Context, Plan
 
 ROOT = Path(__file__).parents[2]
+WAIT = 0.1
+"""Of the time left, at most, once the tests are over."""
 
 
 def start(context: Context, smoke: bool) -> list[subprocess.Popen[bytes]]:
@@ -29,12 +32,11 @@ def start(context: Context, smoke: bool) -> list[subprocess.Popen[bytes]]:
 def finish(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
     """Waits for them so long; compiling goes on later, in the stage that needs it."""
     end = Clock(seconds)
+    while end.left() > 0.0 and any(process.poll() is None for process in processes):
+        time.sleep(0.1)
     for process in processes:
-        try:
-            process.wait(max(end.left(), 0.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def main(arguments: list[str]) -> int:
