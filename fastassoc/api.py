@@ -110,7 +110,10 @@ def walker_visit_loss(
         ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there; their values must
             be finite all the same.
         return_stats: also return `WalkStatistics`. They include both terms, even one of weight 0.
-        backend: "auto" (by device), "cpu" or "triton"; one named explicitly never falls back to another.
+        backend: "auto" (by device), "cpu" or "triton"; one named explicitly never falls back. "triton" takes
+            tensors on a GPU, or on the CPU under TRITON_INTERPRET=1; it never waits for the device up to 2,048 rows of
+            ``a`` and once above; labels on the device that all equal ``ignore_index`` give NaN instead of an error.
+            Its float32 products follow ``torch.get_float32_matmul_precision()``.
 
     Returns:
         The loss, 0-d, float32 (float64 for float64 inputs); with ``return_stats`` the pair ``(loss, statistics)``.
