@@ -81,6 +81,15 @@ class Compilation(NamedTuple):
         place = (architecture, kernel.__module__, kernel.__name__)
         return cls(*place, signature, constants, attributes, launch.warps, launch.stages)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is what most calls launch: both losses, no biases."""
+        names = list(self.signature)
+        constants = {names[index]: value for (index,), value in self.constants.items()}
+        absent = {name for name in constants if name.endswith("_ptr")}
+        terms = constants.get("WALKER", True) and constants.get("VISIT", True)
+        return terms and absent <= {"bias_a_ptr", "bias_b_ptr", "dbias_a_ptr", "dbias_b_ptr"} and "bias_a_ptr" in absent
+
     def variant(self) -> str:
         """Constants by name; pointers that are None are left out of the kernel."""
         names = list(self.signature)
