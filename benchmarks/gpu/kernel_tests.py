@@ -23,7 +23,8 @@ PROCESSES = 8
 
 # "tests/file.py::name PASSED [ 1%]", and with several processes "[gw0] [ 1%] PASSED tests/file.py::name".
 _OUTCOME = re.compile(
-    r"^(?:\[gw\d+\] \[ *\d+%\] (?P<first>[A-Z]+) (?P<name>tests/.*\S)|(?P<test>tests/\S+::.*?) (?P<last>[A-Z]+)(?: \(.*\))? +\[)",
+    r"^(?:\[gw\d+\] \[ *\d+%\] (?P<first>[A-Z]+) (?P<name>tests/.*\S)"
+    r"|(?P<test>tests/\S+::.*?) (?P<last>[A-Z]+)(?: \(.*\))? +\[)",
     re.MULTILINE,
 )
 
