@@ -1,0 +1,179 @@
+"""Correctness on the device: errors against float64, the same bits on every run, launches and synchronisations.
+
+Each stage yields rows as they are found. ``verdict`` is "ok", "wrong", or why there is none.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.batches import Batch, eager, exact, explain, free_memory, fused, make_batch, relative_errors
+from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context
+from benchmarks.modes import MODES, float32_products
+from benchmarks.speed import Size
+
+NEEDS_GPU = "needs a GPU"
+MAX_FORWARD, MAX_BACKWARD = 8, 4
+"""Kernels of a batch whose classes each fit a tile."""
+
+
+def allowed_error(mode: str, theirs: float, gradient: bool) -> float:
+    """Twice eager's error and eight roundings of the accumulation, plus one of a gradient as it is stored.
+
+    Infinite where eager gives no number: there is nothing to be compared with.
+    """
+    dtype = MODES[mode].dtype
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    band = 8 * torch.finfo(accumulated).eps + (torch.finfo(dtype).eps if gradient else 0.0)
+    return 2 * theirs + band if math.isfinite(theirs) else math.inf
+
+
+def errors(context: Context) -> Iterator[dict[str, Any]]:
+    """Relative errors of loss and gradients against float64 on the same inputs, beside eager's in the same mode."""
+    for mode in ERROR_MODES:
+        for logits, scale in LOGITS.items():
+            batch = make_batch(context, context.plan.errors, mode, scale)
+            expected = exact(batch)
+            failure = None
+            with float32_products(MODES[mode].precision):
+                mine = relative_errors(batch.step(fused), expected)
+                try:
+                    theirs = relative_errors(batch.step(eager), expected)
+                except Exception as error:  # A contender that cannot run is a result.
+                    theirs, failure = [math.nan] * 3, explain(error)
+                    free_memory(context)
+            for name, x, y in zip(("loss", "da", "db"), mine, theirs, strict=True):
+                good = x <= allowed_error(mode, y, name != "loss") and math.isfinite(x)
+                row = {"mode": mode, "logits": logits, "value": name, "error": x, "eager_error": y}
+                yield row | {"eager_failure": failure, "verdict": "ok" if good else "wrong"}
+
+
+def determinism(context: Context) -> Iterator[dict[str, Any]]:
+    """How many runs gave the very bits of the first."""
+    for size in context.plan.repeated:
+        for mode in SPEED_MODES:
+            batch = make_batch(context, size, mode)
+            with float32_products(MODES[mode].precision):
+                first = batch.step(fused)
+                equal = 1 + sum(
+                    all(torch.equal(x, y) for x, y in zip(first, batch.step(fused), strict=True))
+                    for _ in range(size.rounds - 1)
+                )
+            row = {"mode": mode, "n": size.n, "m": size.m, "classes": size.classes, "runs": size.rounds, "equal": equal}
+            yield row | {"verdict": "ok" if equal == size.rounds else "wrong"}
+
+
+def launches(context: Context) -> Iterator[dict[str, Any]]:
+    """Kernels of a pass, synchronisations with the host, and whether a step can be captured in a CUDA graph."""
+    plan = context.plan
+    batch = make_batch(context, plan.launches, "bf16")
+    batch.step(fused)
+    where = f"{plan.launches.n} x {plan.launches.m}"
+    forward, backward = own_kernels(batch)
+    yield _counted(f"own kernels forward, {where}", forward, MAX_FORWARD)
+    yield _counted(f"own kernels backward, {where}", backward, MAX_BACKWARD)
+    checks: dict[str, Callable[[], dict[str, Any]]] = {
+        f"all kernels on the device, {where}": lambda: {"value": device_kernels(batch), "verdict": "no limit"},
+        _sync_name(plan.without_sync): lambda: _synchronised(context, plan.without_sync, 0),
+        _sync_name(plan.with_sync): lambda: _synchronised(context, plan.with_sync, 1),
+        f"CUDA graph, {where}": lambda: {"verdict": "ok" if graph_replays(context, plan.launches) else "wrong"},
+    }
+    for name, check in checks.items():
+        if not context.cuda:
+            yield {"check": name, "verdict": NEEDS_GPU}
+            continue
+        try:
+            yield {"check": name} | check()
+        except Exception as error:  # One check must not take the others with it.
+            yield {"check": name, "verdict": "wrong", "failure": explain(error)}
+
+
+def _counted(name: str, value: int, limit: int) -> dict[str, Any]:
+    return {"check": name, "value": value, "limit": limit, "verdict": "ok" if value <= limit else "wrong"}
+
+
+def _sync_name(size: Size) -> str:
+    return f"synchronisations, {size.n} x {size.m}"
+
+
+def _synchronised(context: Context, size: Size, limit: int) -> dict[str, Any]:
+    batch = make_batch(context, size, "bf16")
+    batch.step(fused)
+    return _counted(_sync_name(size), synchronisations(batch), limit)
+
+
+def own_kernels(batch: Batch) -> tuple[int, int]:
+    """Launches of fastassoc's kernels forward and backward."""
+    from fastassoc.backends import triton
+
+    backend: Any = triton
+    counted: list[str] = []
+    launch = backend.launch
+
+    def counting(kernel: Any, *arguments: Any, **named: Any) -> None:
+        counted.append(kernel.__name__)
+        launch(kernel, *arguments, **named)
+
+    backend.launch = counting
+    try:
+        value = fused(*batch)
+        forward = len(counted)
+        torch.autograd.grad(value, (batch.a, batch.b))
+    finally:
+        backend.launch = launch
+    return forward, len(counted) - forward
+
+
+def device_kernels(batch: Batch) -> int:
+    """Kernels of any origin in a forward and backward pass, by the profiler."""
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        batch.step(fused)
+        torch.cuda.synchronize()
+    events = profiler.events() or []
+    return sum(x.device_type == DeviceType.CUDA and not x.name.startswith(("Memcpy", "Memset")) for x in events)
+
+
+def synchronisations(batch: Batch) -> int:
+    """Times that the host waits for the device in a forward and backward pass, by torch's own detection."""
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    torch.cuda.synchronize()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            batch.step(fused)
+            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.set_warn_always(always)
+    return sum("synchronizing CUDA operation" in str(x.message) for x in caught)
+
+
+def graph_replays(context: Context, size: Size) -> bool:
+    """Whether a captured step gives, on other numbers, the bits of a step that was not captured."""
+    batch, other = make_batch(context, size, "bf16"), make_batch(context, size, "bf16", scale=0.3)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        batch.step(fused)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = batch.step(fused)
+    with torch.no_grad():
+        batch.a.copy_(other.a)
+        batch.b.copy_(other.b)
+        batch.labels.copy_(other.labels)
+    graph.replay()
+    torch.cuda.synchronize()
+    captured: list[Tensor] = [x.clone() for x in results]
+    return all(torch.equal(x, y) for x, y in zip(captured, other.step(fused), strict=True))

@@ -1,0 +1,176 @@
+"""What ships compiles, within the limits, on a machine without a GPU; and the report would say if it did not.
+
+Compiled here are the kernels with products, for both losses without biases, at D = 128 on one architecture with
+``mma.sync`` and one with ``wgmma``: some 60 of the 3,800 compilations of the whole report, and two minutes of the test
+run on one core. The rest is for ``python -m benchmarks.compile_report``.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks import compile_report
+from benchmarks.compilation import ARCHITECTURES, Compilation, Figures, count_products, occupancy, violations
+from fastassoc.backends import triton as backend
+from fastassoc.kernels.configs import Config, Tile
+
+FINE = Figures(
+    registers=128,
+    spilled_bytes=32,
+    shared_bytes=99 * 1024,
+    products=3,
+    tensor_products=3,
+    mma_sync=24,
+    wgmma=0,
+    tcgen05=0,
+    mfma=0,
+    occupancy=0.25,
+    compile_s=1.0,
+)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_what_ships_is_within_the_limits(architecture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    uses = [
+        use
+        for use in compile_report.shipped([architecture], ["fp16", "bf16", "fp32-high"], [128])
+        if use.compilation.plain
+    ]
+    kernels = {use.compilation.kernel for use in uses}
+    assert kernels == {"normalisers", "visits", "round_trips", "kappa", "column_gradients", "row_gradients"}
+    results = compile_report.compile_all((use.compilation for use in uses), 1, compile_report.show_progress)
+    assert compile_report.broken(uses, results) == []
+    for use in uses:
+        figures = results[repr(use.compilation)]
+        assert isinstance(figures, Figures)
+        assert figures.products >= 1
+        assert figures.mma_sync if architecture == "sm_80" else figures.wgmma + figures.mma_sync
+
+
+@pytest.mark.parametrize(("depth", "words"), [(128, "bytes spilled, at most 32"), (256, "KiB shared of 99")])
+def test_too_large_a_tile_is_found_out(depth: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Tile(rows=128, columns=128, depth=depth, warps=4, stages=3)
+    monkeypatch.setattr(backend, "choose_config", lambda *_: Config(*[wide] * 6))
+    (use, *_) = [
+        use for use in compile_report.shipped(["sm_86"], ["bf16"], [depth]) if use.compilation.kernel == "normalisers"
+    ]
+    results = compile_report.compile_all([use.compilation], 1, compile_report.show_progress)
+    (line, *_) = compile_report.broken([use], results)
+    assert words in line
+
+
+def test_the_command_saves_every_variant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    shipped = compile_report.shipped
+
+    def two_kernels(*arguments: Any) -> list[compile_report.Use]:
+        return [use for use in shipped(*arguments) if use.compilation.kernel in ("visits", "add_shares")]
+
+    monkeypatch.setattr(compile_report, "shipped", two_kernels)
+    options = ["--architecture", "sm_89", "gfx942", "--dtype", "fp32-high", "fp64", "--depth", "64", "--workers", "2"]
+    status = compile_report.main([*options, "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert output == (tmp_path / "compile_report.md").read_text() + "\n"
+    assert status == ("None." not in output)
+    with (tmp_path / "compile_report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(two_kernels(["sm_89", "gfx942"], ["fp32-high", "fp64"], [64]))
+    for row in rows:
+        assert not row["failure"]
+        assert int(row["registers"]) > 0
+        product = row["kernel"] == "visits" and row["mode"] == "fp32-high"
+        assert (int(row["mma_sync"]) > 0) >= (product and row["architecture"] == "sm_89")
+        assert (int(row["mfma"]) > 0) >= (product and row["architecture"] == "gfx942")
+    # Figures come from this run: no cache but its own was written.
+    assert not (tmp_path / "cache").exists()
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache")
+
+
+def test_float32_products_follow_the_mode() -> None:
+    before = torch.get_float32_matmul_precision()
+    found = {}
+    for mode in ("fp32-medium", "fp32-high", "fp32-highest"):
+        uses = compile_report.shipped(["sm_80"], [mode], [128])
+        found[mode] = next(use.compilation.variant() for use in uses if use.compilation.kernel == "kappa")
+    assert "PRODUCT=bf16" in found["fp32-medium"]
+    assert "PRODUCT=tf32" in found["fp32-high"]
+    assert "PRODUCT=ieee" in found["fp32-highest"]
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, []),
+        ({"shared_bytes": 99 * 1024 + 1}, ["99.0 KiB shared of 99"]),
+        ({"spilled_bytes": 40}, ["40 bytes spilled, at most 32"]),
+        ({"tensor_products": 2}, ["1 of 3 products off tensor cores"]),
+        ({"mma_sync": 0}, ["no tensor-core instruction"]),
+        ({"mma_sync": 0, "products": 0, "tensor_products": 0}, []),
+    ],
+)
+def test_limits(change: dict[str, int], words: list[str]) -> None:
+    assert violations(FINE._replace(**change), ARCHITECTURES["sm_86"], True) == words
+
+
+def test_float64_and_float32_need_no_tensor_cores() -> None:
+    assert violations(FINE._replace(tensor_products=0, mma_sync=0), ARCHITECTURES["sm_86"], False) == []
+
+
+def test_what_does_not_compile_is_in_the_report() -> None:
+    compilation = Compilation("sm_80", "fastassoc.kernels.kappa", "kappa", {"a_ptr": "*bf16"}, {}, {}, 4, 2)
+    use = compile_report.Use("bf16", 64, compilation)
+    other = compile_report.Use("bf16", 128, compilation._replace(warps=8))
+    failed = {repr(compilation): "CompilationError: no"}
+    assert compile_report.broken([use], failed) == ["sm_80: does not compile with this Triton: CompilationError: no"]
+    lines = compile_report.broken([use, other], failed | {repr(other.compilation): FINE})
+    assert len(lines) == 1
+    assert "sm_80 bf16 D=64 kappa, 4 warps" in lines[0]
+    assert isinstance(compile_report.attempt(compilation), str)
+
+
+def test_products_by_where_their_result_lies() -> None:
+    line = "%0 = tt.dot %x, %y, %z : tensor<64x16xf32, #ttg.dot_op<{parent = #P}>> -> tensor<64x8xf32, #P> loc(#l)"
+    assert count_products(line.replace("#P", "#mma")) == (1, 1)
+    assert count_products(line.replace("#P", "#blocked1")) == (1, 0)
+    other = "%1 = ttng.warp_group_dot %a, %b, %c : x\nttng.tc_gen5_mma %a, %b, %c : y\n%2 = ttng.warp_group_dot_wait %1"
+    assert count_products(other + "\n" + line.replace("#P", "#blocked")) == (3, 2)
+
+
+# By hand: registers of a warp 255 -> 8192, 8 warps; 128 -> 4096, 16 warps. Shared 1 KiB is kept for the system.
+@pytest.mark.parametrize(
+    ("architecture", "registers", "shared_kib", "warps", "tensor_columns", "expected"),
+    [
+        ("sm_90", 255, 0, 4, 0, 8 / 64),
+        ("sm_90", 128, 0, 8, 0, 16 / 64),
+        ("sm_90", 128, 114, 8, 0, 8 / 64),
+        ("sm_90", 32, 0, 4, 0, 1.0),
+        ("sm_86", 32, 0, 4, 0, 1.0),
+        ("sm_86", 32, 99, 4, 0, 4 / 48),
+        ("sm_80", 255, 0, 16, 0, 0.0),
+        ("sm_100", 64, 0, 4, 256, 8 / 64),
+        ("gfx942", 184, 0, 4, 0, 8 / 32),
+        ("gfx942", 64, 40, 4, 0, 4 / 32),
+    ],
+)
+def test_occupancy(
+    architecture: str, registers: int, shared_kib: int, warps: int, tensor_columns: int, expected: float
+) -> None:
+    found = occupancy(ARCHITECTURES[architecture], registers, shared_kib * 1024, warps, tensor_columns)
+    assert found == pytest.approx(expected)
+
+
+def test_interpreted_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="interpreted, not compiled"):
+        compile_report.main([])
