@@ -28,9 +28,8 @@ import torch
 from benchmarks.compilation import ARCHITECTURES, Compilation, compile_kernel, violations
 from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, relative_errors, seconds
 from benchmarks.gpu.checks import allowed_error
-from benchmarks.gpu.plan import FULL, Clock, Context
+from benchmarks.gpu.plan import FULL, Clock, Context, Size
 from benchmarks.modes import MODES, float32_products
-from benchmarks.speed import Size
 from fastassoc.kernels.configs import Config, Tile
 
 SCORE_PASSES = ("normalisers", "visits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak resident size from /proc")
 def test_large_batch_stays_under_64_mib() -> None:
-    command = [sys.executable, "-m", "benchmarks.memory", "--n", "2048", "--m", "65536", "--provider", "fastassoc"]
+    task = {"kind": "memory", "batch": [2048, 65536], "provider": "fastassoc", "dtype": "float32", "device": "cpu"}
+    command = [sys.executable, "-m", "benchmarks.worker", json.dumps(task | {"live": False, "limit_mib": None})]
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
-    assert float(output.stdout.split()[-1]) < 64.0, output.stdout
+    answer = json.loads(output.stdout)
+    assert answer["status"] == "ok", answer
+    assert answer["resident_mib"] < 64.0

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.environment import environment
 from benchmarks.gpu import warm
 from benchmarks.gpu.checks import determinism, errors, launches
 from benchmarks.gpu.kernel_tests import kernel_tests
@@ -32,7 +33,6 @@ from benchmarks.gpu.plan import FULL, SMOKE, Clock, Context
 from benchmarks.gpu.plots import draw
 from benchmarks.gpu.report import found_problems, markdown
 from benchmarks.gpu.speed import fractions, memory, speed
-from benchmarks.speed import environment
 
 
 class Record:
@@ -82,17 +82,17 @@ def _plain(value: Any) -> Any:
 
 def about_machine(context: Context) -> dict[str, Any]:
     """What the figures depend on."""
-    about = environment() | {"triton": metadata.version("triton"), "cuda": torch.version.cuda}
+    about = environment(context.device) | {"triton": metadata.version("triton"), "cuda": torch.version.cuda}
     if not context.cuda:
-        return {"device": f"interpreter on {platform.machine()}"} | about
+        return about | {"device": f"interpreter on {platform.machine()}"}
     properties = torch.cuda.get_device_properties(context.device)
-    return {
+    return about | {
         "device": properties.name,
         "architecture": f"sm_{properties.major}{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "device_memory_gib": round(properties.total_memory / 2**30, 1),
         "driver": _driver(),
-    } | about
+    }
 
 
 def _driver() -> str:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 import benchmarks.eager
 import fastassoc
-from benchmarks.gpu.plan import Context
+from benchmarks.gpu.plan import Context, Size
 from benchmarks.modes import MODES, float32_products
-from benchmarks.speed import Size
 from fastassoc import reference
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

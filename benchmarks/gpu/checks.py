@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.batches import Batch, eager, exact, explain, free_memory, fused, make_batch, relative_errors
-from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context
+from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context, Size
 from benchmarks.modes import MODES, float32_products
-from benchmarks.speed import Size
 
 NEEDS_GPU = "needs a GPU"
 MAX_FORWARD, MAX_BACKWARD = 8, 4

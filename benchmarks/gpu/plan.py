@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.speed import Size
+
+class Size(NamedTuple):
+    """A batch: N labelled and M unlabelled embeddings, classes of equal size; at most ``rounds`` are timed."""
+
+    n: int
+    m: int
+    classes: int
+    rounds: int
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import benchmarks.eager
+from benchmarks import batches
 from benchmarks.gpu.batches import (
     Batch,
     Loss,
@@ -25,9 +26,8 @@ from benchmarks.gpu.batches import (
     seconds,
 )
 from benchmarks.gpu.checks import NEEDS_GPU, allowed_error
-from benchmarks.gpu.plan import SPEED_MODES, Context
+from benchmarks.gpu.plan import SPEED_MODES, Context, Size
 from benchmarks.modes import MODES, float32_products
-from benchmarks.speed import Size, useful_operations
 
 OUT_OF_TIME = "not run: out of time"
 COMPILE_SECONDS = 30.0
@@ -155,7 +155,7 @@ def fractions(context: Context, timed: list[dict[str, Any]]) -> Iterator[dict[st
         yield {"mode": mode, "product": context.plan.product, "product_tflops": rate / 1e12}
         for row in timed:
             if row["contender"] == "fastassoc" and row["mode"] == mode and "median_ms" in row:
-                useful = useful_operations(Size(row["n"], row["m"], row["classes"], 1), row["d"])
+                useful = batches.useful_operations(batches.Batch(row["n"], row["m"], row["d"], row["classes"]))
                 reached = useful / (row["median_ms"] / 1e3)
                 where = {"mode": mode, "n": row["n"], "m": row["m"], "classes": row["classes"]}
                 yield where | {"useful_tflops": reached / 1e12, "fraction_of_product": reached / rate}
