@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.speed import Size
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import plots, report, speed
 from benchmarks.gpu.checks import allowed_error
 from benchmarks.gpu.kernel_tests import summary
-from benchmarks.gpu.plan import ERROR_MODES, FULL, SMOKE, SPEED_MODES, Clock, Context
+from benchmarks.gpu.plan import ERROR_MODES, FULL, SMOKE, SPEED_MODES, Clock, Context, Size
 
 ROOT = Path(__file__).parent.parent
 NEEDS_GPU = "needs a GPU"
