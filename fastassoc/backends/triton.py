@@ -303,7 +303,7 @@ def _walks(
     g_dtype = _g_dtype(plan.precision, inputs.dtype)
     g = rows.new_empty(pairs, *block, dtype=g_dtype) if inputs.walker and needs_gradient else None
     terms = {"WALKER": inputs.walker, "VISIT": inputs.visit and needs_gradient}
-    shared = {
+    shared: dict[str, Any] = {
         "rows_ptr": rows,
         "slots_ptr": slots,
         "tiles_ptr": tiles,
