@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -230,7 +231,11 @@ def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> It
         }
         for done, future in enumerate(as_completed(futures), 1):
             print(f"{done} of {len(order)} candidates", file=sys.stderr, flush=True)
-            trial, found = futures[future], future.result()
+            try:
+                trial, found = futures[future], future.result()
+            except BrokenProcessPool:
+                print("a compiler died: the other candidates were not tried", file=sys.stderr)
+                return
             if found:
                 yield Result(trial, None, "; ".join(found))
             else:

@@ -139,6 +139,16 @@ def test_what_does_not_compile_is_in_the_report() -> None:
     assert isinstance(compile_report.attempt(compilation), str)
 
 
+def test_a_compiler_that_dies_takes_no_other_result_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deadly.py").write_text("import os; os._exit(1)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    deadly = Compilation("sm_80", "deadly", "kernel", {}, {}, {}, 4, 2)
+    harmless = deadly._replace(module="fastassoc.kernels.configs")
+    results = compile_report.compile_all([deadly, harmless], 1, compile_report.show_progress)
+    assert results[repr(deadly)] == "the compiler died"
+    assert "has no attribute 'kernel'" in str(results[repr(harmless)])
+
+
 def test_products_by_where_their_result_lies() -> None:
     line = "%0 = tt.dot %x, %y, %z : tensor<64x16xf32, #ttg.dot_op<{parent = #P}>> -> tensor<64x8xf32, #P> loc(#l)"
     assert count_products(line.replace("#P", "#mma")) == (1, 1)
