@@ -16,7 +16,7 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ import torch
 from benchmarks.compilation import ARCHITECTURES, Compilation, compile_kernel, violations
 from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, relative_errors, seconds
 from benchmarks.gpu.checks import allowed_error
+from benchmarks.gpu.launches import noted_launches
 from benchmarks.gpu.plan import FULL, Clock, Context
 from benchmarks.modes import MODES, float32_products
 from benchmarks.speed import Size
@@ -165,10 +166,10 @@ class Bench:
 
     def milliseconds(self, name: str, config: Config) -> float:
         """Median time of the pass's kernel alone, on the arguments it has in a step."""
-        with _configured(config), _launches() as launches:
+        with _configured(config), noted_launches() as launches:
             self.batch.step(fused)
-        (run,) = [run for kernel, run in launches if kernel == name]
-        return 1e3 * statistics.median(seconds(self.context, run) for _ in range(self.size.rounds))
+        (again,) = [x.again for x in launches if x.name == name]
+        return 1e3 * statistics.median(seconds(self.context, again) for _ in range(self.size.rounds))
 
     def step_milliseconds(self, config: Config) -> float:
         """Median time of a whole step."""
@@ -196,26 +197,6 @@ def _configured(config: Config | None) -> Iterator[list[tuple[str, Config]]]:
         yield asked
     finally:
         backend.choose_config = choose
-
-
-@contextmanager
-def _launches() -> Iterator[list[tuple[str, Callable[[], None]]]]:
-    """Every launch made within, by name, to be made again: kernels only write what they were given to write."""
-    from fastassoc.backends import triton
-
-    backend: Any = triton
-    launch = backend.launch
-    made: list[tuple[str, Callable[[], None]]] = []
-
-    def noted(kernel: Any, grid: Any, *tile: Any, **arguments: Any) -> None:
-        launch(kernel, grid, *tile, **arguments)
-        made.append((kernel.__name__, lambda: launch(kernel, grid, *tile, **arguments)))
-
-    backend.launch = noted
-    try:
-        yield made
-    finally:
-        backend.launch = launch
 
 
 def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> Iterator[Result]:
