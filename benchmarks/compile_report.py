@@ -27,6 +27,7 @@ from benchmarks.compilation import (
     KIB,
     Compilation,
     Figures,
+    become_compiler,
     compile_kernel,
     violations,
 )
@@ -91,7 +92,7 @@ def compile_all(
 
     def compile_some(some: dict[str, Compilation], processes: int) -> None:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, _fresh_compiler, (cache,)) as pool:
+        with ProcessPoolExecutor(processes, context, become_compiler, (cache,)) as pool:
             futures = {pool.submit(attempt, x): key for key, x in some.items()}
             # A compiler that dies takes the work of its neighbours with it: see below.
             with suppress(BrokenProcessPool):
@@ -105,11 +106,6 @@ def compile_all(
             compile_some({key: distinct[key]}, 1)
             done.setdefault(key, "the compiler died")
     return done
-
-
-def _fresh_compiler(cache: str) -> None:
-    os.environ["TRITON_CACHE_DIR"] = cache
-    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def table(uses: list[Use], results: dict[str, Figures | str]) -> list[Row]:

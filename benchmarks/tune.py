@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.compilation import ARCHITECTURES, Compilation, compile_kernel, violations
+from benchmarks.compilation import ARCHITECTURES, Compilation, become_compiler, compile_kernel, violations
 from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, relative_errors, seconds
 from benchmarks.gpu.checks import allowed_error
 from benchmarks.gpu.launches import noted_launches
@@ -206,7 +206,7 @@ def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> It
     order = sorted(trials, key=str)
     random.Random(0).shuffle(order)
     workers = max(1, (os.cpu_count() or 1) - 1)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _compile_here) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), become_compiler, (None,)) as pool:
         futures = {
             pool.submit(objections, Assignment(x, bench.base, depth, bench.mode, architecture)): x for x in order
         }
@@ -225,10 +225,6 @@ def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> It
                 pool.shutdown(cancel_futures=True)
                 print("out of time: the other candidates were not tried", file=sys.stderr)
                 return
-
-
-def _compile_here() -> None:
-    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def objections(assignment: Assignment) -> list[str]:
