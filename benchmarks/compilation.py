@@ -16,10 +16,13 @@ the CDNA 3 instruction set.
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import os
 import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +138,21 @@ def violations(figures: Figures, architecture: Architecture, tensor_cores: bool)
     if tensor_cores and figures.products and not figures.instructions:
         found.append("no tensor-core instruction")
     return found
+
+
+def become_compiler(cache: str | None) -> None:
+    """Makes a process of a pool one that compiles, with that cache or Triton's own, for as long as its parent lives."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    if cache is not None:
+        os.environ["TRITON_CACHE_DIR"] = cache
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def compile_kernel(compilation: Compilation) -> Figures:

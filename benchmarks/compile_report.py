@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from benchmarks.compilation import (
     KIB,
     Compilation,
     Figures,
+    become_compiler,
     compile_kernel,
     violations,
 )
@@ -86,20 +89,23 @@ def compile_all(
     """Each distinct compilation once, by its ``repr``, in other processes, which share a cache that starts empty."""
     distinct = {repr(x): x for x in compilations}
     done: dict[str, Figures | str] = {}
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _fresh_compiler, (cache,)) as pool,
-    ):
-        futures = {pool.submit(attempt, x): key for key, x in distinct.items()}
-        for future in as_completed(futures):
-            done[futures[future]] = future.result()
-            progress(len(done), len(distinct))
+
+    def compile_some(some: dict[str, Compilation], processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, become_compiler, (cache,)) as pool:
+            futures = {pool.submit(attempt, x): key for key, x in some.items()}
+            # A compiler that dies takes the work of its neighbours with it: see below.
+            with suppress(BrokenProcessPool):
+                for future in as_completed(futures):
+                    done[futures[future]] = future.result()
+                    progress(len(done), len(distinct))
+
+    with tempfile.TemporaryDirectory() as cache:
+        compile_some(distinct, workers)
+        for key in [key for key in distinct if key not in done]:
+            compile_some({key: distinct[key]}, 1)
+            done.setdefault(key, "the compiler died")
     return done
-
-
-def _fresh_compiler(cache: str) -> None:
-    os.environ["TRITON_CACHE_DIR"] = cache
-    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def table(uses: list[Use], results: dict[str, Figures | str]) -> list[Row]:

@@ -16,8 +16,9 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -25,10 +26,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.compilation import ARCHITECTURES, Compilation, compile_kernel, violations
+from benchmarks.compilation import ARCHITECTURES, Compilation, become_compiler, compile_kernel, violations
 from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, relative_errors, seconds
 from benchmarks.gpu.checks import allowed_error
+<<<<<<< HEAD
 from benchmarks.gpu.plan import FULL, Clock, Context, Size
+=======
+from benchmarks.gpu.launches import noted_launches
+from benchmarks.gpu.plan import FULL, Clock, Context
+>>>>>>> 5208a29699e81f0ba6a3e1d768b230d40d4a203f
 from benchmarks.modes import MODES, float32_products
 from fastassoc.kernels.configs import Config, Tile
 
@@ -163,10 +169,10 @@ class Bench:
 
     def milliseconds(self, name: str, config: Config) -> float:
         """Median time of the pass's kernel alone, on the arguments it has in a step."""
-        with _configured(config), _launches() as launches:
+        with _configured(config), noted_launches() as launches:
             self.batch.step(fused)
-        (run,) = [run for kernel, run in launches if kernel == name]
-        return 1e3 * statistics.median(seconds(self.context, run) for _ in range(self.size.rounds))
+        (again,) = [x.again for x in launches if x.name == name]
+        return 1e3 * statistics.median(seconds(self.context, again) for _ in range(self.size.rounds))
 
     def step_milliseconds(self, config: Config) -> float:
         """Median time of a whole step."""
@@ -196,26 +202,6 @@ def _configured(config: Config | None) -> Iterator[list[tuple[str, Config]]]:
         backend.choose_config = choose
 
 
-@contextmanager
-def _launches() -> Iterator[list[tuple[str, Callable[[], None]]]]:
-    """Every launch made within, by name, to be made again: kernels only write what they were given to write."""
-    from fastassoc.backends import triton
-
-    backend: Any = triton
-    launch = backend.launch
-    made: list[tuple[str, Callable[[], None]]] = []
-
-    def noted(kernel: Any, grid: Any, *tile: Any, **arguments: Any) -> None:
-        launch(kernel, grid, *tile, **arguments)
-        made.append((kernel.__name__, lambda: launch(kernel, grid, *tile, **arguments)))
-
-    backend.launch = noted
-    try:
-        yield made
-    finally:
-        backend.launch = launch
-
-
 def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> Iterator[Result]:
     """Every candidate and what ships, compiled beside the timing, in a random order lest time end before some pass."""
     depth = bench.context.plan.depth
@@ -223,13 +209,17 @@ def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> It
     order = sorted(trials, key=str)
     random.Random(0).shuffle(order)
     workers = max(1, (os.cpu_count() or 1) - 1)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _compile_here) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), become_compiler, (None,)) as pool:
         futures = {
             pool.submit(objections, Assignment(x, bench.base, depth, bench.mode, architecture)): x for x in order
         }
         for done, future in enumerate(as_completed(futures), 1):
             print(f"{done} of {len(order)} candidates", file=sys.stderr, flush=True)
-            trial, found = futures[future], future.result()
+            try:
+                trial, found = futures[future], future.result()
+            except BrokenProcessPool:
+                print("a compiler died: the other candidates were not tried", file=sys.stderr)
+                return
             if found:
                 yield Result(trial, None, "; ".join(found))
             else:
@@ -238,10 +228,6 @@ def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> It
                 pool.shutdown(cancel_futures=True)
                 print("out of time: the other candidates were not tried", file=sys.stderr)
                 return
-
-
-def _compile_here() -> None:
-    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def objections(assignment: Assignment) -> list[str]:

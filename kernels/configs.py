@@ -1,4 +1,4 @@
-"""Tile sizes: data by shared memory, precision of the products, and embedding size.
+"""Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
 A row was taken where the compiler reports no spilled registers (at most 32 bytes) and shared memory in the limit for
 every kernel, both with classes known to fit one tile and not. None has been timed yet: among those that fit, the
@@ -51,46 +51,58 @@ def _config(scores: Tile, trips: Tile, column_gradients: Tile, row_gradients: Ti
 
 _INTERPRETER = Tile(rows=64, columns=64, depth=256, warps=1, stages=1)
 
-_SHARED_KIB = {"sm_70": 96, "sm_72": 96, "sm_75": 64, "sm_80": 163, "sm_87": 163}
-_SHARED_KIB |= {"sm_90": 227, "sm_100": 227, "sm_103": 227}
-_USUAL_SHARED_KIB = 99
-"""sm_86, sm_89, sm_120, and NVIDIA GPUs that are not known."""
-_AMD_SHARED_KIB = 64
-"""The local data share of a workgroup."""
+_HOPPER, _AMPERE, _USUAL, _SMALL = "227 KiB", "163 KiB", "99 KiB", "64 KiB"
+_BLACKWELL = "227 KiB and tensor memory"
+_GROUPS = {
+    "sm_70": (_SMALL,),
+    "sm_72": (_SMALL,),
+    "sm_75": (_SMALL,),
+    "sm_80": (_AMPERE, _USUAL),
+    "sm_87": (_AMPERE, _USUAL),
+    "sm_90": (_HOPPER, _AMPERE, _USUAL),
+    "sm_100": (_BLACKWELL, _AMPERE, _USUAL),
+    "sm_103": (_BLACKWELL, _AMPERE, _USUAL),
+}
+"""Groups of rows that an architecture takes the first of; sm_86, sm_89, sm_120 and those not known take `_USUAL`."""
 
-# Shared memory of at least so many KiB, precision: rows by the largest embedding they are for; the last serves any.
-_TABLE: dict[tuple[int, str], tuple[tuple[int, Config], ...]] = {
-    (227, "bf16"): (
+# Rows of a group and a precision by the largest embedding they are for; the last serves any.
+_TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
+    (_BLACKWELL, "bf16"): ((0, _config(*[Tile(64, 64, 128, 8, 2)] * 2, *[Tile(64, 32, 128, 8, 2)] * 2)),),
+    (_BLACKWELL, "tf32"): (
+        (0, _config(Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
+    ),
+    (_HOPPER, "bf16"): (
         (128, _config(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
         (256, _config(Tile(64, 64, 256, 4, 2), Tile(64, 32, 256, 8, 2), *[Tile(64, 16, 256, 8, 2)] * 2)),
         (0, _config(Tile(128, 64, 128, 8, 2), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
     ),
-    # Without the asynchronous tensor cores of sm_90, operands of a product are in registers.
-    (99, "bf16"): (
-        (
-            0,
-            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2)),
-        ),
-    ),
-    (227, "tf32"): (
+    (_HOPPER, "tf32"): (
         (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
-        (128, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
         (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
     ),
-    (163, "tf32"): ((0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 16, 128, 8, 2)] * 2)),),
-    (99, "tf32"): (
+    # Before sm_90, operands of a product are in registers.
+    (_AMPERE, "tf32"): (
+        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 16, 128, 8, 2)] * 2)),
+    ),
+    (_USUAL, "bf16"): (
+        (
+            0,
+            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2)),
+        ),
+    ),
+    (_USUAL, "tf32"): (
         (64, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
         (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 16, 64, 8, 2)] * 2)),
     ),
     # No tensor cores: one product at a time fills the registers.
-    (99, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), *[Tile(32, 32, 64, 4, 2)] * 2)),),
+    (_USUAL, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), *[Tile(32, 32, 64, 4, 2)] * 2)),),
+    (_USUAL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 2)] * 2, *[Tile(32, 16, 32, 4, 2)] * 2)),),
     # AMD's matrix cores take operands from registers, of which wider tiles spill; sm_75 has no more memory.
     **{
-        (64, precision): ((0, _config(Tile(64, 32, 64, 4, 1), *[Tile(32, 32, 64, 4, 1)] * 3)),)
+        (_SMALL, precision): ((0, _config(Tile(64, 32, 64, 4, 1), *[Tile(32, 32, 64, 4, 1)] * 3)),)
         for precision in ("bf16", "tf32", "ieee")
     },
-    (64, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 4)),),
-    (99, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 2)] * 2, *[Tile(32, 16, 32, 4, 2)] * 2)),),
+    (_SMALL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 4)),),
 }
 
 
@@ -98,7 +110,6 @@ def choose_config(architecture: str, precision: str, depth: int) -> Config:
     """The row for embeddings of ``depth`` columns; precision "bf16", "tf32", "ieee" or "fp64"."""
     if architecture == "interpreter":
         return Config(*[_INTERPRETER] * 6)
-    usual = _AMD_SHARED_KIB if architecture.startswith("gfx") else _USUAL_SHARED_KIB
-    shared = _SHARED_KIB.get(architecture, usual)
-    least = max(least for least, kind in _TABLE if kind == precision and least <= shared)
-    return next(config for largest, config in _TABLE[least, precision] if depth <= largest or largest == 0)
+    groups = (_SMALL,) if architecture.startswith("gfx") else _GROUPS.get(architecture, (_USUAL,))
+    rows = next(_TABLE[group, precision] for group in groups if (group, precision) in _TABLE)
+    return next(config for largest, config in rows if depth <= largest or largest == 0)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from benchmarks.compilation import ARCHITECTURES, Compilation, Figures, count_pr
 from fastassoc.backends import triton as backend
 from fastassoc.kernels.configs import Config, Tile
 
+ROOT = Path(__file__).parent.parent
 FINE = Figures(
     registers=128,
     spilled_bytes=32,
@@ -137,6 +141,40 @@ def test_what_does_not_compile_is_in_the_report() -> None:
     assert len(lines) == 1
     assert "sm_80 bf16 D=64 kappa, 4 warps" in lines[0]
     assert isinstance(compile_report.attempt(compilation), str)
+
+
+def test_a_compiler_that_dies_takes_no_other_result_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deadly.py").write_text("import os; os._exit(1)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    deadly = Compilation("sm_80", "deadly", "kernel", {}, {}, {}, 4, 2)
+    harmless = deadly._replace(module="fastassoc.kernels.configs")
+    results = compile_report.compile_all([deadly, harmless], 1, compile_report.show_progress)
+    assert results[repr(deadly)] == "the compiler died"
+    assert "has no attribute 'kernel'" in str(results[repr(harmless)])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads processes from /proc")
+def test_compilers_end_with_the_process_that_started_them() -> None:
+    script = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from benchmarks.compilation import become_compiler
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), become_compiler, (None,))
+    print(pool.submit(os.getpid).result(), flush=True)
+    os._exit(0)
+"""
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    stat = Path(f"/proc/{int(output.stdout)}/stat")
+    end = time.monotonic() + 10.0
+    # Ended, or ended and not yet collected by whoever adopted it.
+    while running(stat) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not running(stat)
+
+
+def running(stat: Path) -> bool:
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_products_by_where_their_result_lies() -> None:

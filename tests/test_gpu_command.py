@@ -40,7 +40,8 @@ def test_smoke_run_to_its_end(tmp_path: Path) -> None:
     assert page in output.stdout
     assert "NaN" not in (tmp_path / "gpu.json").read_text().replace('"nan"', "")
     assert {"device", "commit", "date", "python", "torch", "triton", "fastassoc"} <= set(record["environment"])
-    stages = ["kernel tests", "errors", "determinism", "launches", "speed", "memory", "fractions", "plots"]
+    stages = ["kernel tests", "errors", "determinism", "launches", "speed", "kernel times", "memory", "fractions"]
+    stages.append("plots")
     assert list(record["stages"]) == stages
     assert all(stage["failure"] is None and stage["seconds"] > 0 for stage in record["stages"].values())
 
@@ -71,6 +72,11 @@ def test_smoke_run_to_its_end(tmp_path: Path) -> None:
         assert row["rounds"] == 3
         assert row["peak_mib"] is None
     assert {row["verdict"] for row in rows_of(record, "memory")} == {NEEDS_GPU}
+    kernels = rows_of(record, "kernel times")
+    assert {"normalisers", "round_trips", "kappa", "column_gradients", "row_gradients"} <= {
+        x["kernel"] for x in kernels
+    }
+    assert sum(row["share"] for row in kernels) == pytest.approx(len(SPEED_MODES))
     reached = [row for row in rows_of(record, "fractions") if "useful_tflops" in row]
     assert len(reached) == len(SPEED_MODES) * (len(SMOKE.speed) + 1)
     assert all(0.0 < row["fraction_of_product"] < 1.0 for row in reached)

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.batches import Batch, eager, exact, explain, free_memory, fused, make_batch, relative_errors
+<<<<<<< HEAD
 from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context, Size
+=======
+from benchmarks.gpu.launches import noted_launches
+from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context
+>>>>>>> 5208a29699e81f0ba6a3e1d768b230d40d4a203f
 from benchmarks.modes import MODES, float32_products
 
 NEEDS_GPU = "needs a GPU"
@@ -109,24 +114,11 @@ def _synchronised(context: Context, size: Size, limit: int) -> dict[str, Any]:
 
 def own_kernels(batch: Batch) -> tuple[int, int]:
     """Launches of fastassoc's kernels forward and backward."""
-    from fastassoc.backends import triton
-
-    backend: Any = triton
-    counted: list[str] = []
-    launch = backend.launch
-
-    def counting(kernel: Any, *arguments: Any, **named: Any) -> None:
-        counted.append(kernel.__name__)
-        launch(kernel, *arguments, **named)
-
-    backend.launch = counting
-    try:
+    with noted_launches() as made:
         value = fused(*batch)
-        forward = len(counted)
+        forward = len(made)
         torch.autograd.grad(value, (batch.a, batch.b))
-    finally:
-        backend.launch = launch
-    return forward, len(counted) - forward
+    return forward, len(made) - forward
 
 
 def device_kernels(batch: Batch) -> int:

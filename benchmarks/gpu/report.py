@@ -22,6 +22,7 @@ def markdown(record: dict[str, Any]) -> str:
         "determinism": _determinism,
         "launches": _launches,
         "speed": _speed,
+        "kernel times": _kernel_times,
         "memory": _memory,
         "fractions": _fractions,
         "plots": _plots,
@@ -128,6 +129,11 @@ def _time(row: dict[str, Any] | None) -> str:
 
 def _ratio(row: dict[str, Any] | None, mine: float | None) -> str:
     return f"{row['median_ms'] / mine:.1f}" if row is not None and mine and "median_ms" in row else ""
+
+
+def _kernel_times(rows: Rows) -> list[str]:
+    body = [[_size(row), row["mode"], row["kernel"], row["median_ms"], f"{row['share']:.0%}"] for row in rows]
+    return _table(("N x M, classes", "products in", "kernel", "ms", "share"), body)
 
 
 def _memory(rows: Rows) -> list[str]:
