@@ -29,12 +29,8 @@ import torch
 from benchmarks.compilation import ARCHITECTURES, Compilation, become_compiler, compile_kernel, violations
 from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, relative_errors, seconds
 from benchmarks.gpu.checks import allowed_error
-<<<<<<< HEAD
-from benchmarks.gpu.plan import FULL, Clock, Context, Size
-=======
 from benchmarks.gpu.launches import noted_launches
-from benchmarks.gpu.plan import FULL, Clock, Context
->>>>>>> 5208a29699e81f0ba6a3e1d768b230d40d4a203f
+from benchmarks.gpu.plan import FULL, Clock, Context, Size
 from benchmarks.modes import MODES, float32_products
 from fastassoc.kernels.configs import Config, Tile
 

@@ -130,7 +130,7 @@ def losses_backward(
         )
     sources = (a, b, bias_a, bias_b)
     return [
-        a.new_empty(0) if x is None or source is None else x.to(source.dtype)
+        a.new_empty(0) if x is None or source is None else x.to(source.dtype).contiguous()
         for x, source in zip(gradients, sources, strict=True)
     ]
 

@@ -57,7 +57,7 @@ def check_options(
     _check_number("visit_weight", visit_weight)
     _check_choice("similarity", similarity, SIMILARITIES)
     _check_number("temperature", temperature)
-    if _can_be_read(temperature):
+    if _can_be_read(temperature) and not torch.compiler.is_compiling():
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
         if not value > 0.0:
             raise ValueError(f"temperature must be greater than 0; got {value}")
@@ -95,6 +95,9 @@ def _can_be_read(value: Any) -> bool:
 
 
 def _check_number(name: str, value: Any) -> None:
+    if torch.compiler.is_compiling() and isinstance(value, (int, float)):
+        # torch.compile makes numbers that change from call to call symbols without a value.
+        return
     if type(value) is float and math.isfinite(value):
         return
     if isinstance(value, Tensor):

@@ -25,10 +25,12 @@ def visits(
     for start in range(0, N, BLOCK_N):
         row = start + tl.arange(0, BLOCK_N)
         m_i, inverse_i = load_normaliser(rows_ptr, row, row < N, N)
+        # The inverse sum of a row that takes no part is 0.
+        row_ok = inverse_i != 0.0
         # [BLOCK_N, BLOCK_D]
-        a_tile = load_rows(a_ptr, row, row < N, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
         s = scores(
-            a_tile, b_tile, a_ptr, b_ptr, row, row < N, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
+            a_tile, b_tile, a_ptr, b_ptr, row, row_ok, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
             stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
         total += tl.sum(tl.exp2(s - m_i[:, None]) * inverse_i[:, None], 0)

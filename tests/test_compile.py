@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastassoc
 from fastassoc import operators
+from fastassoc.backends import cpu
 from tests.cases import make_case
 from tests.conftest import take_path
 
@@ -121,6 +122,31 @@ def test_operator_of_the_derivative_is_registered() -> None:
     _, _, _, _, _, *saved = operators.losses(*arguments, False, True, "cpu")
     ones = torch.ones((), dtype=torch.float64)
     torch.library.opcheck(operators.losses_backward, (*arguments, "cpu", saved, ones, ones, [True, True, False, False]))
+
+
+def test_weights_and_temperatures_that_change_from_step_to_step() -> None:
+    case = make_case(12, 20, 7, 3)
+
+    def step(a: Tensor, b: Tensor, walker: float, visit: float, temperature: float) -> Tensor:
+        return fastassoc.walker_visit_loss(
+            a, b, case.labels, walker_weight=walker, visit_weight=visit, temperature=temperature
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for options in ((1.0, 1.0, 1.0), (1.0, 0.5, 1.0), (0.7, 0.3, 2.0), (0.7, 0.0, 0.5), (0.1, 0.2, 0.25)):
+        torch.testing.assert_close(compiled(*case[:2], *options), step(*case[:2], *options))
+
+
+def test_compiled_with_transposed_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_path(monkeypatch, "tiles")
+    monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18)
+    case = make_case(9, 20, 5, 3)
+    a, b = (x.t().contiguous().t() for x in case[:2])
+    arguments = (a, b, None, None, case.labels, None, 1.0, 1e-8, False, True)
+    _, _, _, _, _, *saved = operators.losses(*arguments, False, True, "cpu")
+    one = torch.ones((), dtype=torch.float64)
+    torch.library.opcheck(operators.losses_backward, (*arguments, "cpu", saved, None, one, [True, True, False, False]))
 
 
 def test_second_derivative_of_a_compiled_step_raises() -> None:

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.batches import Batch, eager, exact, explain, free_memory, fused, make_batch, relative_errors
-<<<<<<< HEAD
-from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context, Size
-=======
 from benchmarks.gpu.launches import noted_launches
-from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context
->>>>>>> 5208a29699e81f0ba6a3e1d768b230d40d4a203f
+from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context, Size
 from benchmarks.modes import MODES, float32_products
 
 NEEDS_GPU = "needs a GPU"

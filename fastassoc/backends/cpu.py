@@ -36,12 +36,12 @@ def class_blocks(labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: 
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Backend`."""
+    """See `fastassoc.backends.Passes`."""
     return _passes(problem).walks(problem, needs_gradient)
 
 
 def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
-    """See `fastassoc.backends.Backend`."""
+    """See `fastassoc.backends.Passes`."""
     return _passes(problem).gradients(problem, saved, gradient, needs)
 
 

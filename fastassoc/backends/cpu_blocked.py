@@ -12,16 +12,16 @@ rows only scale the round trips once all columns are in. With a row shift r fixe
 So the round trips of a class are one symmetric product, and so is their gradient. The visits need R before they can sum
 a column and take a second sweep, the gradients a third. ``t`` is kept between sweeps where it fits (`Tiling`).
 
-What underflows in this merged form changes ``p_aba`` by less than ``eps`` times the unit roundoff while the factors lie
-within limits (`_holds`): in float32 while the logarithms of all R and C, unshifted, lie within about 100. Beyond, and
-for an ``eps`` of 0, the form is plain: normalisers first, two exponentials, two products, nothing kept:
+What underflows in this merged form changes every term of ``p_aba`` by less than ``eps`` times the unit roundoff while
+the factors lie within limits (`_holds`): in float32 while the logarithms of all R and C, unshifted, lie within about 100.
+Beyond, and for an ``eps`` of 0, the form is plain: normalisers first, two exponentials, two products, nothing kept:
 
     t_ij = exp(s_ij - r_i)            r_i = lse_a_i                 p_ab_ij = t_ij f_i            g_j = u_i = 1
     q_ij = exp(s_ij - c_j) v_j        c_j = lse_b_j                 p_ba_ji = q_ij
 
 R and both ``lse`` are float64: the rows of ``p_ab`` must sum to one to the last bit of float32, or the gradient, a
 difference of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts r and c are
-whole numbers, which cost no rounding; the factors make up for the rest.
+whole numbers, which cost next to no rounding; the factors make up for the rest.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Factors(NamedTuple):
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Backend`. With ``b`` split over ranks, r, R and the round trips would cross ranks."""
+    """See `fastassoc.backends.Passes`. With ``b`` split over ranks, r, R and the round trips would cross ranks."""
     merged = merged_walks(problem, needs_gradient) if problem.eps > 0.0 else None
     return plain_walks(problem, needs_gradient) if merged is None else merged
 
@@ -256,7 +256,7 @@ def _holds(problem: Problem, f: Tensor, u: Tensor, y: Tensor) -> bool:
         f_high <= limit * min(1.0, y_low)
         and u_high * y_high * max(1.0, y_high) <= limit
         and f_high * u_high <= limit
-        and f_low * u_low * limit >= 1.0
+        and f_low * u_low * limits.max >= 1.0
     )
 
 

@@ -125,7 +125,7 @@ class GradientSums:
         self.scores = scores
         rows, columns = problem.a.shape[0], problem.b.shape[0]
         a = scores.a
-        self.da = torch.zeros_like(a) if needs[0] else None
+        self.da = torch.zeros_like(a, memory_format=torch.contiguous_format) if needs[0] else None
         self.db = torch.empty_like(problem.b, memory_format=torch.contiguous_format) if needs[1] else None
         self.dbias_a = a.new_zeros(rows) if needs[2] else None
         self.dbias_b = a.new_empty(columns) if needs[3] else None

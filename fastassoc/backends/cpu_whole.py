@@ -20,7 +20,7 @@ _ALLOCATED = 2**14
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Backend`; saves ``p_ab`` and ``q_ij = p_ba_ji``."""
+    """See `fastassoc.backends.Passes`; saves ``p_ab`` and ``q_ij = p_ba_ji``."""
     a, b = _operands(problem)
     shape = a.shape[0], b.shape[0]
     s = torch.mm(a, b.t(), out=_memory(shape, problem.dtype))
@@ -40,7 +40,7 @@ def walks(problem: Problem, needs_gradient: bool) -> Walks:
 
 
 def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
-    """See `fastassoc.backends.Backend`."""
+    """See `fastassoc.backends.Passes`."""
     p_ab, q, *_ = saved
     assert p_ab is not None
     assert q is not None

@@ -1,6 +1,6 @@
 """The Triton backend: what every kernel of `fastassoc.kernels` reads and writes, its grid, and its launch.
 
-Eight kernels forward and at most four backward. Up to `MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as
+Seven kernels forward and at most four backward. Up to `MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as
 buffers are as large as any classes could need; above, one number is read back, the number of pairs of class tiles.
 """
 
@@ -27,7 +27,7 @@ from fastassoc.kernels.visits import visits
 from fastassoc.kernels.walker import walker as walker_kernel
 
 MAX_ROWS_WITHOUT_SYNC = 2048
-"""Up to this many rows, buffers for the worst classes are small: two of at most 27 MB."""
+"""Up to this many rows, buffers for the worst classes are small: two of at most 27 MB in float32, 40 in float64."""
 _PROGRAMS_PER_PROCESSOR = 4
 """Work is split until every multiprocessor has this many programs, where there is so much."""
 _MAX_SPLITS = 128
@@ -41,6 +41,8 @@ class Labels(NamedTuple):
 
     values: Tensor
     ignore_index: int | None
+    float32_products: str = "ieee"
+    """As they were set when the forward pass began; the backward pass must not see another setting."""
 
 
 class Precision(NamedTuple):
@@ -70,7 +72,7 @@ def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: t
     """Labels beside ``b``. Those on the CPU must leave a row that takes part; those on a device are not read."""
     if ignore_index is not None and labels.device.type == "cpu":
         validation.check_rows_left(int((labels != ignore_index).sum()), ignore_index)
-    return Labels(labels.to(b.device, non_blocking=True), ignore_index)
+    return Labels(labels.to(b.device, non_blocking=True), ignore_index, float32_products())
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
@@ -139,7 +141,7 @@ def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
         torch.int32,
         torch.int32,
         torch.int32,
-        _g_dtype(_precision(a.dtype, machine(a.device)), dtype),
+        _g_dtype(_precision(a.dtype, machine(a.device), float32_products()), dtype),
     ]
 
 
@@ -151,8 +153,14 @@ def _shaped(saved: Saved, class_rows: int) -> tuple[Tensor, Tensor, Tensor, Tens
     assert slots is not None
     assert tiles is not None
     assert counts is not None
+    slots, tiles = slots.view(2, -1), tiles.view(3, -1)
+    if slots.shape[1] != tiles.shape[1] * class_rows:
+        raise RuntimeError(
+            "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
+            "fastassoc.walker_visit_loss"
+        )
     g = None if g is None else g.view(-1, class_rows, class_rows)
-    return rows.view(4, -1), columns.view(3, -1), slots.view(2, -1), tiles.view(3, -1), counts, g
+    return rows.view(4, -1), columns.view(3, -1), slots, tiles, counts, g
 
 
 class _Plan:
@@ -162,7 +170,7 @@ class _Plan:
         self.inputs = inputs
         self.n, self.m, self.d = inputs.a.shape[0], inputs.b.shape[0], inputs.a.shape[1]
         self.machine = machine(inputs.a.device)
-        self.precision = _precision(inputs.a.dtype, self.machine)
+        self.precision = _precision(inputs.a.dtype, self.machine, inputs.labels.float32_products)
         self.config: Config = choose_config(
             self.machine.architecture, "fp64" if inputs.dtype == torch.float64 else self.precision.others, self.d
         )
@@ -216,7 +224,7 @@ def _rows_and_columns(
     plan: _Plan, classes: Tensor, slots: Tensor, tiles: Tensor, counts: Tensor, rows: Tensor, columns: Tensor
 ) -> None:
     """Class layout and normalisers: kernels 1 to 3."""
-    values, ignore_index = plan.inputs.labels
+    values, ignore_index, _ = plan.inputs.labels
     layout = {
         "labels_ptr": values,
         "classes_ptr": classes,
@@ -405,7 +413,7 @@ def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -
     tile, inputs = plan.config.row_gradients, plan.inputs
     shared = plan.embeddings(tile, products=True, hold=state["ONE_TILE"])
     depths = _ceil(plan.d, shared["BLOCK_D"])
-    splits = min(_ceil(plan.m, tile.columns), _ceil(plan.programs, tiles * depths))
+    splits = min(_ceil(plan.m, tile.columns), _ceil(plan.programs, max(1, tiles * depths)))
     # One range writes the result itself, but not the rows that take no part.
     allocate = inputs.a.new_empty if splits > 1 or inputs.labels.ignore_index is None else inputs.a.new_zeros
     da = allocate(plan.n, plan.d)
@@ -434,7 +442,16 @@ def _row_gradients(plan: _Plan, state: dict[str, Any], tiles: int, bias: bool) -
     return da, dbias_a
 
 
-def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
+def float32_products() -> str:
+    """What PyTorch's own float32 products on a GPU are set to: "ieee", "tf32" or "bf16"."""
+    try:
+        return {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
+    except RuntimeError:
+        # Set by PyTorch's newer switch, after which the older one refuses to answer.
+        return "tf32" if getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32" else "ieee"
+
+
+def _precision(dtype: torch.dtype, machine: Machine, float32_products: str) -> Precision:
     exact = Precision("ieee", "ieee")
     if machine.architecture == "interpreter" or dtype == torch.float64:
         # The interpreter multiplies bfloat16 wrongly.
@@ -447,8 +464,7 @@ def _precision(dtype: torch.dtype, machine: Machine) -> Precision:
     if dtype == torch.float16:
         # Probabilities and gradients underflow in float16; tf32 has its digits and the range of float32.
         return Precision("fp16", "tf32")
-    asked = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
-    return Precision(asked, asked)
+    return Precision(float32_products, float32_products)
 
 
 def _g_dtype(precision: Precision, dtype: torch.dtype) -> torch.dtype:

@@ -47,7 +47,7 @@ def _launches(
         b=empty(columns, depth, dtype=dtype),
         bias_a=empty(rows) if biased else None,
         bias_b=empty(columns) if biased else None,
-        labels=triton.Labels(empty(rows, dtype=torch.int64), 0 if biased else None),
+        labels=triton.Labels(empty(rows, dtype=torch.int64), 0 if biased else None, triton.float32_products()),
         scale=1.0,
         eps=1e-8,
         walker=walker,
