@@ -164,7 +164,9 @@ if __name__ == "__main__":
     print(pool.submit(os.getpid).result(), flush=True)
     os._exit(0)
 """
-    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
     stat = Path(f"/proc/{int(output.stdout)}/stat")
     end = time.monotonic() + 10.0
     # Ended, or ended and not yet collected by whoever adopted it.
