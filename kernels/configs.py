@@ -67,7 +67,10 @@ _GROUPS = {
 
 # Rows of a group and a precision by the largest embedding they are for; the last serves any.
 _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
-    (_BLACKWELL, "bf16"): ((0, _config(*[Tile(64, 64, 128, 8, 2)] * 2, *[Tile(64, 32, 128, 8, 2)] * 2)),),
+    (_BLACKWELL, "bf16"): (
+        (64, _config(Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2), *[Tile(64, 32, 64, 4, 2)] * 2)),
+        (0, _config(*[Tile(64, 64, 128, 8, 2)] * 2, *[Tile(64, 32, 128, 8, 2)] * 2)),
+    ),
     (_BLACKWELL, "tf32"): (
         (0, _config(Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
     ),

@@ -13,7 +13,7 @@ So the round trips of a class are one symmetric product, and so is their gradien
 a column and take a second sweep, the gradients a third. ``t`` is kept between sweeps where it fits (`Tiling`).
 
 What underflows in this merged form changes every term of ``p_aba`` by less than ``eps`` times the unit roundoff while
-the factors lie within limits (`_holds`): in float32 while the logarithms of all R and C, unshifted, lie within about 100.
+the factors lie within limits (`_holds`): in float32 where no logarithms of R and C, unshifted, are 100 apart.
 Beyond, and for an ``eps`` of 0, the form is plain: normalisers first, two exponentials, two products, nothing kept:
 
     t_ij = exp(s_ij - r_i)            r_i = lse_a_i                 p_ab_ij = t_ij f_i            g_j = u_i = 1
