@@ -80,11 +80,9 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
         t = scores.raw(tile, out=scratch.shaped(tile, column_major) if tile.kept is None else tile.kept)
         if u is None:
             r, u = _shift(t)
-        if r is not None:
-            t -= r.unsqueeze(1)
-        t.exp_()
+        _exponentials(t, None if r is None else r.unsqueeze(1), r is not None)
         row_sum += t.sum(1)
-        t *= torch.rsqrt(torch.mv(t.t(), u, out=column_sum[span]), out=y[span])
+        _scaled(t, torch.rsqrt(torch.mv(t.t(), u, out=column_sum[span]), out=y[span]), r is not None)
         if products:
             add_round_trips(problem.blocks, products, t, t)
     assert u is not None
@@ -246,10 +244,11 @@ def _shift(s: Tensor) -> tuple[Tensor | None, Tensor]:
 def _holds(problem: Problem, f: Tensor, u: Tensor, y: Tensor) -> bool:
     """Whether all is finite, and what underflows in ``e`` or ``t`` below ``eps`` times the roundoff of a probability.
 
-    Lost are at most ``tiny f_i max(1, g_j)`` of ``p_ab_ij`` and ``tiny u_i y_j max(1, y_j)`` of ``p_ba_ji``.
+    What is lost of ``e`` or ``t`` is at most x, the lowest exponential that is not flushed: ``x f_i max(1, g_j)`` of
+    ``p_ab_ij`` and ``x u_i y_j max(1, y_j)`` of ``p_ba_ji``.
     """
     limits = torch.finfo(problem.dtype)
-    limit = problem.eps * limits.eps / limits.tiny
+    limit = problem.eps * limits.eps / math.exp(_lowest_exponent(problem.dtype))
     (f_low, f_high), (u_low, u_high), (y_low, y_high) = (map(float, x.aminmax()) for x in (f, u, y))
     # False where any is NaN; the products of the round trips are at most 1 / (f_i u_k).
     return (
@@ -265,19 +264,45 @@ def _steps_out(scores: Scores, tile: Tile, factors: _Factors, scratch: Scratch) 
     if tile.kept is not None:
         return tile.kept
     t = scores.raw(tile, out=scratch.shaped(tile))
-    if factors.r is not None:
-        t -= factors.r.unsqueeze(1)
-    t.exp_()
-    return t if factors.y is None else t.mul_(factors.y[tile.columns])
+    shifted = factors.r is not None
+    flush = shifted and scores.problem.eps > 0.0
+    _exponentials(t, None if factors.r is None else factors.r.unsqueeze(1), flush)
+    if factors.y is None:
+        return _scaled(t, None, flush)
+    return _scaled(t, factors.y[tile.columns], flush)
 
 
 def _steps_back(scores: Scores, tile: Tile, factors: _Factors, scratch: Scratch) -> Tensor:
     """``q`` of the tile in the plain form."""
     assert factors.c is not None
     span = tile.columns
-    q = scores.raw(tile, out=scratch.shaped(tile))
-    q -= factors.c[span]
-    return q.exp_().mul_(factors.v[span])
+    flush = scores.problem.eps > 0.0
+    q = _exponentials(scores.raw(tile, out=scratch.shaped(tile)), factors.c[span], flush)
+    return _scaled(q, factors.v[span], flush)
+
+
+def _exponentials(s: Tensor, shift: Tensor | None, flush: bool) -> Tensor:
+    """``exp(s - shift)``, in the memory of ``s``; with ``flush`` none is subnormal.
+
+    Arithmetic with subnormal numbers, and exponentials that underflow, take up to a hundred times as long.
+    """
+    if shift is not None:
+        s -= shift
+    if flush:
+        s.clamp_min_(_lowest_exponent(s.dtype))
+    return s.exp_()
+
+
+def _scaled(e: Tensor, factor: Tensor | None, flush: bool) -> Tensor:
+    """``e`` times a factor for each column, in place; with ``flush`` what is lost anyway (`_holds`) is 0."""
+    if factor is not None:
+        e *= factor
+    return torch.threshold_(e, 1.001 * math.exp(_lowest_exponent(e.dtype)), 0.0) if flush else e
+
+
+def _lowest_exponent(dtype: torch.dtype) -> int:
+    """Its exponential, a few times over or under, is a normal number."""
+    return math.ceil(math.log(torch.finfo(dtype).tiny)) + 1
 
 
 def _prefers_column_major(problem: Problem) -> bool:
