@@ -72,10 +72,10 @@ def sized_classes(sizes: list[int], seed: int = 0) -> Tensor:
 
 
 def blocks_to_dense(flat: Tensor, arguments: dict[str, Any], rows: int) -> Tensor:
-    """[pairs, size, size] of pairs of class tiles, as the kernels lay them out, to [N, N] with NaN elsewhere."""
+    """[pairs, size, size] of pairs of class tiles, as the kernels lay them out, to [N, N] with inf elsewhere."""
     size = flat.shape[1]
     slots, tiles = arguments["slots_ptr"][0], arguments["tiles_ptr"]
-    out = flat.new_full((rows, rows), float("nan"))
+    out = flat.new_full((rows, rows), float("inf"))
     for tile, (pair, first, count) in enumerate(tiles.T.tolist()):
         i = slots[tile * size : (tile + 1) * size]
         for step in range(count):

@@ -42,7 +42,9 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
     arguments = trace.arguments("walker")
     g = blocks_to_dense(arguments["g_ptr"], arguments, n).cpu()
     close(g[exact.same], exact.g[exact.same])
-    assert (g[~exact.same].nan_to_num(0.0) == 0).all()
+    off_class = g[~exact.same]
+    # Pairs of tiles without a class in both are not computed, and not read.
+    assert (off_class[~off_class.isinf()] == 0).all()
     close(rows[2], (exact.g * exact.p_aba).where(exact.same, 0).sum(1))
     close(rows[3], exact.p_ab @ exact.h)
     # Backward: kappa, and the gradients from ds.

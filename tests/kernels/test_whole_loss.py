@@ -230,3 +230,35 @@ def test_no_row_left_on_a_device_gives_nan() -> None:
     assert result.visit is not None
     assert result.walker.isnan()
     assert result.visit.isnan()
+
+
+@pytest.mark.parametrize("limit", [2, 2048])
+def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "MAX_ROWS_WITHOUT_SYNC", limit)
+    a = torch.ones(3, 2, device=DEVICE)
+    inputs = Inputs(
+        a,
+        a,
+        None,
+        None,
+        triton.Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0),
+        1.0,
+        1e-8,
+        True,
+        True,
+        a.dtype,
+    )
+    saved = triton.losses(inputs, True, False).saved
+    one = torch.ones((), device=DEVICE)
+    gradients = triton.gradients(inputs, saved, one, one, (True, True, False, False))
+    assert gradients.a is not None
+    assert (gradients.a == 0).all()
+
+
+def test_ignored_rows_may_hold_any_finite_number() -> None:
+    case = make_case(20, 30, 4, 3, dtype=torch.float32)
+    small = run(case, ignore_index=1)
+    case.a[case.labels == 1] = 3e38
+    large = run(case, ignore_index=1)
+    for x, y in zip(small, large, strict=True):
+        assert torch.equal(x, y)
