@@ -170,7 +170,8 @@ def run_memory(options: argparse.Namespace, about: Row) -> None:
         report.save(options.out, "largest_batch", found, about)
     if can_plot():
         report.plot_lines(
-            options.out / "memory_over_m.png", rows, lambda batch: batch.m, "resident_mib",
+            options.out / "memory_over_m.png", [row for row in rows if row["batch"][0] == 1024],
+            lambda batch: batch.m, "resident_mib",
             ("unlabelled samples M", "peak resident memory, MiB"),
             "Peak memory beyond inputs and gradients, N = 1024, D = 128",
         )  # fmt: skip

@@ -17,12 +17,15 @@ class Batch(NamedTuple):
     classes: int = 10
     unbalanced: bool = False
     """Class sizes fall by half from class to class instead of being equal."""
+    scale: float = 0.55
+    """Standard deviation of the embeddings; that of the logits is its square times sqrt(D), 3.4 at D = 128."""
 
     @property
     def label(self) -> str:
         """For tables."""
         kind = "classes, sizes by halves" if self.unbalanced else "classes"
-        return f"{self.n} x {self.m}, D {self.d}, {self.classes} {kind}"
+        label = f"{self.n} x {self.m}, D {self.d}, {self.classes} {kind}"
+        return label if self.scale == Batch(1, 1).scale else f"{label}, logits of {self.scale**2 * self.d**0.5:.0f}"
 
 
 def make_labels(batch: Batch) -> Tensor:
@@ -37,9 +40,9 @@ def make_labels(batch: Batch) -> Tensor:
 
 
 def make_inputs(batch: Batch, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings that need gradients, and labels; logits have a standard deviation of 0.3 sqrt(D), 3.4 at D = 128."""
+    """Embeddings that need gradients, and labels."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(rows, batch.d, generator=generator).mul_(0.55) for rows in (batch.n, batch.m))
+    a, b = (torch.randn(rows, batch.d, generator=generator).mul_(batch.scale) for rows in (batch.n, batch.m))
     inputs = [x.to(device=device, dtype=dtype).requires_grad_() for x in (a, b)]
     return inputs[0], inputs[1], make_labels(batch).to(device)
 
@@ -59,6 +62,8 @@ PAPER = (
     Batch(100, 100),
     Batch(100, 1000),
     Batch(1000, 1000),
+    Batch(500, 2000, scale=1.2),
+    Batch(500, 2000, scale=1.4),
 )
 LARGE = (
     Batch(2048, 16384),
@@ -73,5 +78,10 @@ LARGE = (
     *(Batch(n, 8192, classes=100) for n in (128, 256, 512, 2048, 4096)),
 )
 CLASSES = tuple(Batch(2048, 8192, classes=classes) for classes in (1, 2, 10, 32, 100, 512, 2048))
-MEMORY = tuple(Batch(1024, m, classes=100) for m in (4096, 16384, 65536, 262144))
+MEMORY = (
+    Batch(2048, 16384),
+    Batch(4096, 16384),
+    Batch(2048, 65536),
+    *(Batch(1024, m, classes=100) for m in (4096, 16384, 65536, 262144)),
+)
 GROWTH = tuple(Batch(256, m, d=64) for m in (62_500, 250_000, 1_000_000, 4_000_000))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -27,6 +29,13 @@ MODES = {
     "fp32-highest": Mode(torch.float32, "highest", False),
     "fp64": Mode(torch.float64, "highest", False),
 }
+
+
+def interpret() -> None:
+    """Makes Triton interpret kernels on the CPU, which it decides when it is loaded."""
+    if "triton" in sys.modules:
+        raise SystemExit("Triton is loaded already: --smoke has to choose the interpreter before that")
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @contextmanager

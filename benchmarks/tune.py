@@ -31,7 +31,7 @@ from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, rel
 from benchmarks.gpu.checks import allowed_error
 from benchmarks.gpu.launches import noted_launches
 from benchmarks.gpu.plan import FULL, Clock, Context, Size
-from benchmarks.modes import MODES, float32_products
+from benchmarks.modes import MODES, float32_products, interpret
 from fastassoc.kernels.configs import Config, Tile
 
 SCORE_PASSES = ("normalisers", "visits")
@@ -119,9 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, through Triton's interpreter")
     options = parser.parse_args(arguments)
     if options.smoke:
-        if "triton" in sys.modules:
-            raise SystemExit("Triton is loaded already: --smoke has to choose the interpreter before that")
-        os.environ["TRITON_INTERPRET"] = "1"
+        interpret()
         options.n, options.m, options.d, options.classes, options.rounds = 20, 40, 20, 3, 2
     elif not torch.cuda.is_available():
         print("no CUDA GPU here: there is nothing to time; --smoke runs the same on a CPU", file=sys.stderr)

@@ -105,7 +105,8 @@ def walker_visit_loss(
             norm below 1e-19); "euclidean", ``-|a_i - b_j|^2``. The last two hold a copy of ``a`` and ``b``.
         temperature: divides the similarities; a 0-d tensor receives a gradient.
         eps: added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's plain
-            cross-entropy, which is infinite where a probability underflows to 0. What the accumulation dtype cannot
+            cross-entropy, which is infinite where a probability underflows to 0, and whose gradient is that of the
+            smallest normal number where one lies below it. What the accumulation dtype cannot
             hold as a normal number (below 1.2e-38 in float32) counts as 0.
         ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there; their values must
             be finite all the same.

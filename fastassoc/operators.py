@@ -77,21 +77,8 @@ def losses(
 
 
 @losses.register_fake
-def _(
-    a: Tensor,
-    b: Tensor,
-    bias_a: Tensor | None,
-    bias_b: Tensor | None,
-    labels: Tensor,
-    ignore_index: int | None,
-    scale: float,
-    eps: float,
-    walker: bool,
-    visit: bool,
-    statistics: bool,
-    needs_gradient: bool,
-    backend: str,
-) -> list[Tensor]:
+def _(a: Tensor, b: Tensor, *rest: Any) -> list[Tensor]:
+    *_, visit, statistics, needs_gradient, backend = rest
     dtype = accumulation_dtype(a)
     results = [a.new_empty((), dtype=dtype) for _ in range(4)]
     results.append(a.new_empty(b.shape[0] if statistics and visit else 0, dtype=dtype))
@@ -136,23 +123,8 @@ def losses_backward(
 
 
 @losses_backward.register_fake
-def _(
-    a: Tensor,
-    b: Tensor,
-    bias_a: Tensor | None,
-    bias_b: Tensor | None,
-    labels: Tensor,
-    ignore_index: int | None,
-    scale: float,
-    eps: float,
-    walker: bool,
-    visit: bool,
-    backend: str,
-    saved: list[Tensor],
-    grad_walker: Tensor | None,
-    grad_visit: Tensor | None,
-    needs: list[bool],
-) -> list[Tensor]:
+def _(a: Tensor, b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None, *rest: Any) -> list[Tensor]:
+    needs = rest[-1]
     return [
         x.new_empty(x.shape) if x is not None and need else a.new_empty(0)
         for x, need in zip((a, b, bias_a, bias_b), needs, strict=True)

@@ -86,7 +86,7 @@ def test_above_2048_rows_one_size_is_read() -> None:
 
     with (
         recording(Machine("sm_90", 132)) as launches,
-        pytest.raises((RuntimeError, NotImplementedError), match="meta"),
+        pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"),
     ):
         triton.losses(meta_inputs(2049), needs_gradient=True, statistics=False)
     assert [launch.kernel.__name__ for launch in launches] == ["class_sizes", "normalisers", "rows", "visits"]

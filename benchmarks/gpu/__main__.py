@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -35,6 +34,7 @@ from benchmarks.gpu.plan import FULL, SMOKE, Clock, Context
 from benchmarks.gpu.plots import draw
 from benchmarks.gpu.report import found_problems, markdown
 from benchmarks.gpu.speed import fractions, memory, speed
+from benchmarks.modes import interpret
 
 
 class Record:
@@ -130,9 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, through Triton's interpreter")
     options = parser.parse_args(arguments)
     if options.smoke:
-        if "triton" in sys.modules:
-            raise SystemExit("Triton is loaded already: --smoke has to choose the interpreter before that")
-        os.environ["TRITON_INTERPRET"] = "1"
+        interpret()
         torch.set_num_threads(1)
     elif not torch.cuda.is_available():
         print("no CUDA GPU here; --smoke runs the same on a CPU at tiny sizes", file=sys.stderr)
