@@ -159,6 +159,25 @@ def test_few_rows_with_large_logits(n: int) -> None:
     assert abs(float(statistics.visit_probability.double().sum()) - 1.0) < 1e-5
 
 
+@pytest.mark.parametrize("lowest", [-14.0, -40.0], ids=["within the limits of whole matrices", "beyond"])
+def test_rows_of_very_different_size(lowest: float) -> None:
+    """Scores with an offset for each row, up to 60: unshifted exponentials from far below 1 to 1e26."""
+    a, b, labels = make_case(60, 90, 20, 5, scale=0.3, dtype=torch.float32)
+    offsets = torch.linspace(lowest, 60.0, 60)[torch.randperm(60, generator=torch.Generator().manual_seed(2))]
+    case = Case(torch.cat([a, offsets[:, None]], 1), torch.cat([b, torch.ones(90, 1)], 1), labels)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case)
+    assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
+
+
+def test_eps_of_zero_with_round_trips_that_hardly_exist() -> None:
+    """Both rows of the class are e^82 below the other row: their round trips are 1e-36, which float32 still holds."""
+    case = Case(torch.tensor([[65.0], [-17.5], [-17.5]]), torch.ones(1, 1), torch.tensor([0, 1, 1]))
+    loss = fastassoc.walker_visit_loss(*case, eps=0.0)
+    a, b, labels = case
+    assert relative_error(loss.double(), reference.walker_visit_loss(a.double(), b.double(), labels, eps=0.0)) < 1e-6
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
 def test_other_similarities_are_as_exact_as_the_specification_in_float32(similarity: str, offset: float) -> None:
