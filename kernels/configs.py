@@ -1,8 +1,8 @@
 """Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
 A row was taken where the compiler reports no spilled registers (at most 32 bytes) and shared memory in the limit for
-every kernel, both with classes known to fit one tile and not; only the gradients in float64 spill, up to 64 bytes on
-sm_90. None has been timed yet: among those that fit, the widest tile of columns was preferred, then the fewer warps.
+every kernel, both with classes known to fit one tile and not. None has been timed yet: among those that fit, the widest
+tile of columns was preferred, then the fewer warps.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
         (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
         (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
     ),
+    # Products in double precision hold their operands in registers, and sm_90 spills more of them than sm_80.
+    (_HOPPER, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), *[Tile(16, 32, 16, 4, 1)] * 3)),),
     # Before sm_90, operands of a product are in registers.
     (_AMPERE, "tf32"): (
         (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 16, 128, 8, 2)] * 2)),
