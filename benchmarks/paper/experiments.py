@@ -34,7 +34,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper, how its groups and series are called, and what has to be said beside it."""
+    """A table or figure of the paper, how its groups and series are called, and what has to be said beside it.
+
+    ``ordered``: whether the groups are steps of one quantity, so that a line may join them.
+    """
 
     name: str
     title: str
@@ -42,6 +45,7 @@ class Experiment:
     series_name: str
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...]
+    ordered: bool = True
 
     def configs(self, settings: Settings) -> list[RunConfig]:
         """Every training of the experiment, for each of the seeds."""
@@ -135,6 +139,7 @@ def table5(settings: Settings) -> Experiment:
         "source to target",
         tuple(cells),
         tuple(remarks),
+        ordered=False,
     )
 
 

@@ -29,6 +29,8 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     figure, axes = _new_figure()
     for index, name in enumerate(series):
         colour, marker, line = STYLES[index % len(STYLES)]
+        if not experiment.ordered:
+            line = "none"
         offset = 0.0 if len(series) == 1 else 0.12 * (index - (len(series) - 1) / 2)
         mine = [item for item in measured if item.cell.series == name]
         places = [groups.index(item.cell.group) + offset for item in mine]

@@ -136,6 +136,7 @@ def save_curves_csv(path: Path, measured: Iterable[Measured]) -> None:
 
 def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
     errors, records, config = measured.errors_percent, measured.records, measured.cell.config
+    associates = config.unlabelled != 0
     return {
         "experiment": experiment.name,
         "quantity": "test error, %",
@@ -152,9 +153,9 @@ def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
         "test_images": records[0].sizes["test"],
         "steps": config.training.steps,
         "learning_rate": config.training.learning_rate.initial,
-        "walker_weight": config.training.walker.final,
-        "visit_weight": config.training.visit.final,
-        "loss": config.training.loss if config.unlabelled != 0 else "none",
+        "walker_weight": config.training.walker.final if associates else "",
+        "visit_weight": config.training.visit.final if associates else "",
+        "loss": config.training.loss if associates else "",
         "seconds_a_run": f"{statistics.median(record.seconds for record in records):.1f}",
         **_provenance(records),
     }
