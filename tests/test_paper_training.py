@@ -227,14 +227,16 @@ def test_divergence_is_an_error() -> None:
     digits = random_digits(10)
     batches = Batches(LabelledBatches(digits, choose_per_class(digits.labels, 2, seeded()), 2, seeded()), None)
     with pytest.raises(DivergenceError, match="try a smaller learning rate"):
-        train(MnistNetwork(5, seeded(), side=8), batches, digits, options(learning_rate=LearningRate(1e30)), no_progress)
+        train(
+            MnistNetwork(5, seeded(), side=8), batches, digits, options(learning_rate=LearningRate(1e30)), no_progress
+        )
 
 
 def no_progress(numbers: dict[str, float]) -> None:
     pass
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     """What a test throws into a training, in place of a power cut."""
 
 
@@ -275,9 +277,9 @@ def test_an_interruption_changes_nothing(training: Any, interrupted_at: int, tmp
         nonlocal calls
         calls += 1
         if calls == interrupted_at:
-            raise Interruption
+            raise InterruptionError
 
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         training(checkpoint, interrupt)
     steps: list[dict[str, float]] = []
     resumed, continued = training(checkpoint, steps.append)
