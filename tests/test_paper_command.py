@@ -234,6 +234,13 @@ def test_stl10_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "nowhere: no such folder" in capsys.readouterr().err
 
 
+def test_too_few_images_are_told_before_the_first_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path)
+    assert main(["table1", "--quiet", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "class 0 has 6 training images where 10 are needed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
 def test_divergence_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

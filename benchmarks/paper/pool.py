@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.paper.runs import RunConfig, execute, finished
+from benchmarks.paper.runs import RunConfig, check, execute, finished
 
 REFRESH_SECONDS = 0.5
 
@@ -22,7 +22,7 @@ def execute_all(configs: Iterable[RunConfig], runs: Path, *, workers: int, resum
     """Train every configuration that has no finished run in the folder ``runs``, and before it the run it starts from.
 
     ``workers`` processes share the cores; one stands for this process with its threads as they are. Raises what
-    `execute` raises.
+    `execute` raises; what is wrong with the data, before the first training.
     """
     wanted = dict.fromkeys(config for whole in configs for config in _with_start(whole))
     missing = [config for config in wanted if finished(config, runs) is None]
@@ -31,6 +31,8 @@ def execute_all(configs: Iterable[RunConfig], runs: Path, *, workers: int, resum
         print(f"{reused} of {len(wanted)} trainings are already in {runs}")
     if not missing:
         return
+    for config in missing:
+        check(config)  # all of them, before hours go into the first
     missing.sort(key=_cost, reverse=True)  # the long ones first, so that the processes end together
     # A run that starts from another waits for all that do not.
     waves = [[config for config in missing if (config.start is not None) == starts] for starts in (False, True)]

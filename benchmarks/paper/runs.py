@@ -142,6 +142,11 @@ def finished(config: RunConfig, runs: Path) -> Record | None:
     return Record(config, content["environment"], content["sizes"], curve, content["seconds"])
 
 
+def check(config: RunConfig) -> None:
+    """Raises `DataError` where the data of ``config`` cannot be read or have too few samples."""
+    _batches(config, samples(config))
+
+
 def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) -> None:
     """Train ``config`` and write its files; with ``resume``, from its checkpoint where there is one.
 
@@ -149,23 +154,8 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     """
     folder = runs / config.key
     drawn = samples(config)
+    batches = _batches(config, drawn)
     network = initial_network(config, runs).to(config.device)
-    unlabelled = None
-    if config.unlabelled != 0:
-        generator = random_stream(config.seed, Stream.UNLABELLED)
-        unlabelled = UnlabelledBatches(drawn.unlabelled, config.unlabelled_batch, generator, drawn.chosen)
-    batches = Batches(
-        LabelledBatches(
-            drawn.train,
-            drawn.labelled,
-            config.labelled_per_class_in_batch,
-            random_stream(config.seed, Stream.LABELLED),
-        ),
-        unlabelled,
-        config.device,
-        None if config.augmentation is None else AUGMENTATIONS[config.augmentation](),
-        random_stream(config.seed, Stream.AUGMENTATION),
-    )
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     if not resume:
@@ -188,6 +178,21 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(folder / "run.json")
     checkpoint.unlink(missing_ok=True)
+
+
+def _batches(config: RunConfig, drawn: Samples) -> Batches:
+    unlabelled = None
+    if config.unlabelled != 0:
+        generator = random_stream(config.seed, Stream.UNLABELLED)
+        unlabelled = UnlabelledBatches(drawn.unlabelled, config.unlabelled_batch, generator, drawn.chosen)
+    labelled = LabelledBatches(
+        drawn.train,
+        drawn.labelled,
+        config.labelled_per_class_in_batch,
+        random_stream(config.seed, Stream.LABELLED),
+    )
+    augmentation = None if config.augmentation is None else AUGMENTATIONS[config.augmentation]()
+    return Batches(labelled, unlabelled, config.device, augmentation, random_stream(config.seed, Stream.AUGMENTATION))
 
 
 def _random_network(config: RunConfig) -> AssociationNetwork:
