@@ -19,6 +19,7 @@ from benchmarks.paper.training import Curve
 # Of Okabe and Ito's palette, which all common forms of colour vision tell apart.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 STYLES = ((VERMILION, "s", "--"), (BLUE, "o", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))  # colour, marker, line
+CURVE_WIDTHS = (5.0, 1.8)  # points: curves that coincide shall both be seen
 LOGARITHMIC_FROM = 8  # largest error over smallest
 
 
@@ -38,8 +39,11 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
         axes.plot(places, medians, color=colour, marker=marker, linestyle=line, markersize=7, linewidth=1.5, label=name)
         for place, item, middle in zip(places, mine, medians, strict=True):
             axes.scatter([place] * len(item.records), item.errors_percent, s=14, color=colour, alpha=0.45, zorder=3)
+            # Beside its marker, away from those of the other series.
+            side = "center" if offset == 0 and len(series) > 1 else "right" if offset < 0 else "left"
+            shift = {"left": (8, 3), "center": (0, 9), "right": (-8, 3)}[side]
             axes.annotate(
-                f"{middle:.1f}", (place, middle), (7, 4), textcoords="offset points", color=colour, fontsize=9
+                f"{middle:.1f}", (place, middle), shift, textcoords="offset points", ha=side, color=colour, fontsize=9
             )
     known = [(item, float(item.cell.paper)) for item in measured if item.cell.paper != NOT_VERIFIED]
     if known:
@@ -50,29 +54,27 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.4, len(groups) - 0.6)
     axes.set_xlabel(experiment.group_name)
-    axes.set_ylabel("test error (% of the test images)")
     axes.legend(title=experiment.series_name, frameon=False)
-    axes.set_title(_title(experiment, measured), fontsize=11)
+    axes.set_title(f"{_title(experiment, measured)}\nlarge: medians, small: each run", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
 def save_learning_curves(path: Path, experiment: Experiment, measured: Sequence[Measured]) -> None:
-    """The error over the steps of every run, thin, and their median, thick."""
+    """The error over the steps of every run, as thin lines, and their median, with markers."""
     figure, axes = _new_figure()
     errors = []
-    for item, (colour, marker, line) in zip(measured, STYLES, strict=False):
+    for item, (colour, marker, line), width in zip(measured, STYLES, CURVE_WIDTHS, strict=False):
         steps = item.records[0].curve.steps[1:]  # without the start, far above all that follows
         runs = [record.curve.test_error_percent[1:] for record in item.records]
         middle = [statistics.median(values) for values in zip(*runs, strict=True)]
         for run in runs:
             axes.plot(steps, run, color=colour, linestyle=line, linewidth=0.8, alpha=0.6)
         final = f"{item.cell.series}: median of {len(runs)} seeds, {middle[-1]:.2f} % at the end"
-        axes.plot(steps, middle, color=colour, marker=marker, linestyle=line, linewidth=2.4, label=final)
+        axes.plot(steps, middle, color=colour, marker=marker, linewidth=width, markersize=2 * width, label=final)
         errors += [error for run in runs for error in run]
     _error_axis(axes, errors)
     axes.set_xlabel("training steps")
-    axes.set_ylabel("test error (% of the test images)")
-    axes.legend(frameon=False, title="thin: one line for each seed")
+    axes.legend(frameon=False, title="thin lines: each seed")
     axes.set_title(_title(experiment, measured), fontsize=11)
     figure.savefig(path, dpi=150)
 
@@ -125,10 +127,12 @@ def _error_axis(axes: Axes, errors: Sequence[float]) -> None:
     """Logarithmic where errors lie far apart, else from 0."""
     if min(errors) > 0 and max(errors) / min(errors) > LOGARITHMIC_FROM:
         axes.set_yscale("log")
+        axes.set_ylabel("test error (% of the test images, logarithmic)")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
+        axes.set_ylabel("test error (% of the test images)")
         axes.set_ylim(0, 1.15 * max(*errors, 1.0))
 
 
