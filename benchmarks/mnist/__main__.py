@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from benchmarks.mnist.data import DataError, read_embedded, read_idx_folder
-from benchmarks.mnist.training import DivergenceError, Progress, TrainingOptions
+from benchmarks.paper import arguments as types
+from benchmarks.paper.data import DataError, read_mnist
+from benchmarks.paper.schedules import LearningRate, Weight
+from benchmarks.paper.training import DivergenceError, Progress, TrainingOptions
 
 EXIT_FAILED, EXIT_UNUSABLE = 1, 2  # argparse uses 2 too
 MAXIMUM_LABELLED_PER_CLASS_IN_BATCH = 10  # of the default; the paper's value
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from benchmarks.mnist import experiment  # needs matplotlib, which --help does not
 
-    dataset = read_embedded() if arguments.data is None else read_idx_folder(arguments.data)
+    dataset = read_mnist(arguments.data)
     if arguments.unlabelled_batch > len(dataset.train):
         raise DataError(
             f"--unlabelled-batch {arguments.unlabelled_batch} exceeds the {len(dataset.train)} training digits"
@@ -86,9 +85,9 @@ def _run(arguments: argparse.Namespace) -> None:
         ),
         TrainingOptions(
             steps=arguments.steps,
-            learning_rate=arguments.learning_rate,
-            walker_weight=arguments.walker_weight,
-            visit_weight=arguments.visit_weight,
+            learning_rate=LearningRate(arguments.learning_rate),
+            walker=Weight(arguments.walker_weight),
+            visit=Weight(arguments.visit_weight),
             eval_every=arguments.eval_every,
         ),
         arguments.device,
@@ -132,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--labels-per-class",
-        type=_positive_integer,
+        type=types.positive_integer,
         default=10,
         metavar="COUNT",
         help="training digits of each class that keep their label; all others are unlabelled (default: %(default)s)",
@@ -140,50 +139,55 @@ def _parser() -> argparse.ArgumentParser:
 
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--steps", type=_positive_integer, default=300, help="steps of Adam in each training (default: %(default)s)"
+        "--steps",
+        type=types.positive_integer,
+        default=300,
+        help="steps of Adam in each training (default: %(default)s)",
     )
     training.add_argument(
         "--labelled-per-class-in-batch",
-        type=_positive_integer,
+        type=types.positive_integer,
         metavar="COUNT",
         help="labelled digits of each class in a batch, at most --labels-per-class "
         f"(default: {MAXIMUM_LABELLED_PER_CLASS_IN_BATCH}, or all where there are fewer)",
     )
     training.add_argument(
         "--unlabelled-batch",
-        type=_positive_integer,
+        type=types.positive_integer,
         default=100,
         metavar="COUNT",
         help="unlabelled digits in a batch, of the training with association (default: %(default)s)",
     )
     training.add_argument(
         "--walker-weight",
-        type=_weight,
+        type=types.weight,
         default=1.0,
         metavar="WEIGHT",
         help="weight of the walker loss: round trips shall end in the class they started from (default: %(default)s)",
     )
     training.add_argument(
         "--visit-weight",
-        type=_weight,
+        type=types.weight,
         default=1.0,
         metavar="WEIGHT",
         help="weight of the visit loss: every unlabelled digit shall be visited (default: %(default)s)",
     )
     training.add_argument(
         "--learning-rate",
-        type=_positive_number,
+        type=types.positive_number,
         default=1e-3,
         metavar="RATE",
         help="learning rate of Adam (default: %(default)s)",
     )
     training.add_argument(
         "--seed",
-        type=_seed,
+        type=types.seed,
         default=0,
         help="seed of the choice of labelled digits, the initial weights and the batches (default: %(default)s)",
     )
-    training.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    training.add_argument(
+        "--device", type=types.device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
+    )
 
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -195,72 +199,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     output.add_argument(
         "--eval-every",
-        type=_positive_integer,
+        type=types.positive_integer,
         default=25,
         metavar="STEPS",
         help="training steps between two measurements of the test error (default: %(default)s)",
     )
     output.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
-
-
-def _positive_integer(text: str) -> int:
-    value = _integer(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _integer(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2**32 - 1, got {text!r}")
-    return value
-
-
-def _positive_number(text: str) -> float:
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return value
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
-    return value
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not here; this PyTorch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    return device
 
 
 def _fail(message: str, status: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -14,17 +13,22 @@ from typing import Any
 
 import torch
 
-from benchmarks.mnist.batches import choose_per_class, labelled_batches, unlabelled_batches
-from benchmarks.mnist.data import CLASSES, Dataset, Digits
-from benchmarks.mnist.figures import associate, save_association_graph, save_error_curves
-from benchmarks.mnist.network import MnistNetwork
-from benchmarks.mnist.training import Curve, Progress, TrainingOptions, train
+from benchmarks.paper.associations import associate, save_association_graph
+from benchmarks.paper.data import Dataset, Images
+from benchmarks.paper.networks import MnistNetwork
+from benchmarks.paper.plots import save_error_curves
+from benchmarks.paper.sampling import (
+    Batches,
+    LabelledBatches,
+    Stream,
+    UnlabelledBatches,
+    choose_per_class,
+    random_stream,
+)
+from benchmarks.paper.training import Curve, Progress, TrainingOptions, train
 
 SUPERVISED, ASSOCIATION = "supervised only", "with association"
 SHOWN_UNLABELLED_PER_CLASS = 2
-
-# One random stream for each purpose, so that the two runs draw the same labelled batches.
-STREAM_SETUP, STREAM_LABELLED, STREAM_UNLABELLED = range(3)
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Result:
     seconds: dict[str, float]
     untrained: MnistNetwork
     trained: MnistNetwork
-    shown_labelled: Digits
-    shown_unlabelled: Digits
+    shown_labelled: Images
+    shown_unlabelled: Images
 
 
 def run(
@@ -62,35 +66,37 @@ def run(
     ``progress_for(name)`` is entered around each run. Raises `DataError` where a class has too few samples and
     `DivergenceError` where a training fails.
     """
-    setup = _generator(sampling.seed, STREAM_SETUP)
+    setup = random_stream(sampling.seed, Stream.SETUP)
     chosen = choose_per_class(dataset.train.labels, sampling.labels_per_class + SHOWN_UNLABELLED_PER_CLASS, setup)
     labelled, shown_unlabelled = chosen.split([sampling.labels_per_class, SHOWN_UNLABELLED_PER_CLASS], dim=1)
-    untrained = MnistNetwork(CLASSES, setup).to(device)
-    train_digits, test_digits = dataset.train.to(device), dataset.test.to(device)
+    untrained = MnistNetwork(dataset.classes, setup).to(device)
 
     curves, seconds = {}, {}
     for name in (SUPERVISED, ASSOCIATION):
         network = copy.deepcopy(untrained)
-        with_labels = labelled_batches(
-            train_digits, labelled, sampling.labelled_per_class_in_batch, _generator(sampling.seed, STREAM_LABELLED)
-        )
-        without_labels = unlabelled_batches(
-            train_digits.images, sampling.unlabelled_batch, _generator(sampling.seed, STREAM_UNLABELLED)
-        )
-        start = time.perf_counter()
-        with progress_for(name) as progress:
-            curves[name] = train(
-                network, with_labels, without_labels if name == ASSOCIATION else None, test_digits, training, progress
+        unlabelled = None
+        if name == ASSOCIATION:
+            unlabelled = UnlabelledBatches(
+                dataset.train.images, sampling.unlabelled_batch, random_stream(sampling.seed, Stream.UNLABELLED)
             )
-        seconds[name] = time.perf_counter() - start
+        # Both trainings draw the same labelled batches, because these have a random stream of their own.
+        with_labels = LabelledBatches(
+            dataset.train,
+            labelled,
+            sampling.labelled_per_class_in_batch,
+            random_stream(sampling.seed, Stream.LABELLED),
+        )
+        with progress_for(name) as progress:
+            trained = train(network, Batches(with_labels, unlabelled, device), dataset.test, training, progress)
+        curves[name], seconds[name] = trained.curve, trained.seconds
     return Result(
         labels=labelled.numel(),
         curves=curves,
         seconds=seconds,
         untrained=untrained,
         trained=network,
-        shown_labelled=train_digits[labelled[:, 0]],
-        shown_unlabelled=train_digits[shown_unlabelled.flatten()],
+        shown_labelled=dataset.train[labelled[:, 0]],
+        shown_unlabelled=dataset.train[shown_unlabelled.flatten()],
     )
 
 
@@ -134,7 +140,3 @@ def save(result: Result, dataset: Dataset, options: dict[str, Any], folder: Path
     }
     save_association_graph(graph, *shown, panels)
     return [curves, graph, numbers]
-
-
-def _generator(seed: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(3 * seed + stream)

@@ -1,13 +1,14 @@
-"""The two pictures: test error over training, and the associations of the paper's Figure 2."""
+"""The paper's Figure 2: which unlabelled images the labelled ones are associated with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -16,28 +17,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from benchmarks.mnist.data import Digits
-from benchmarks.mnist.network import MnistNetwork
-from benchmarks.mnist.training import Curve
-
-# Blue and vermilion of Okabe and Ito's palette, which all common forms of colour vision tell apart.
-BLUE, VERMILION = "#0072B2", "#D55E00"
-CURVE_STYLES = ((VERMILION, "s", "--"), (BLUE, "o", "-"))  # colour, marker and line of each run
+from benchmarks.paper.data import Images
+from benchmarks.paper.networks import AssociationNetwork
+from benchmarks.paper.plots import BLUE, VERMILION
+from benchmarks.paper.training import embed
 
 LEFT, MIDDLE, RIGHT = 0.0, 1.0, 2.0  # columns of the association graph
 HALF_WIDTH = {LEFT: 0.078, MIDDLE: 0.055, RIGHT: 0.078}  # of a digit in its frame: lines end there
 MINIMUM_LINE_WIDTH, MAXIMUM_LINE_WIDTH = 0.4, 6.0  # points, of steps of probability 0 and 1
 LEGEND_PROBABILITIES = (1.0, 0.5, 0.1)
 
+FloatArray = npt.NDArray[np.floating[Any]]
+Pixels = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Associations:
-    """Steps between shown digits: ``p_ab`` [N, M] to the unlabelled, ``p_ba`` [M, N] back, and the classes of both."""
+    """Steps between shown images: ``p_ab`` [N, M] to the unlabelled, ``p_ba`` [M, N] back, and the classes of both."""
 
-    p_ab: np.ndarray
-    p_ba: np.ndarray
-    labels_a: np.ndarray
-    labels_b: np.ndarray
+    p_ab: FloatArray
+    p_ba: FloatArray
+    labels_a: npt.NDArray[np.int64]
+    labels_b: npt.NDArray[np.int64]
 
     @property
     def correct_percent(self) -> float:
@@ -46,59 +47,19 @@ class Associations:
         return 100 * float((self.p_ab @ self.p_ba)[same_class].sum()) / len(self.labels_a)
 
 
-@torch.inference_mode()
-def associate(network: MnistNetwork, labelled: Digits, unlabelled: Digits) -> Associations:
-    """The walk between the shown digits alone (eq 1, 2)."""
-    similarity = network(labelled.images) @ network(unlabelled.images).T
+def associate(network: AssociationNetwork, labelled: Images, unlabelled: Images) -> Associations:
+    """The walk between the shown images alone (eq 1, 2)."""
+    similarity = embed(network, labelled.images) @ embed(network, unlabelled.images).T
     return Associations(
-        similarity.softmax(1).cpu().numpy(),
-        similarity.T.softmax(1).cpu().numpy(),
+        similarity.softmax(1).numpy(),
+        similarity.T.softmax(1).numpy(),
         labelled.labels.cpu().numpy(),
         unlabelled.labels.cpu().numpy(),
     )
 
 
-def save_error_curves(path: Path, curves: Mapping[str, Curve], subtitle: str) -> None:
-    """Draw the test error of each run over its training steps and write it to ``path`` as PNG."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for (name, curve), (colour, marker, line) in zip(curves.items(), CURVE_STYLES, strict=True):
-        final = curve.test_error_percent[-1]
-        axes.plot(
-            curve.steps,
-            curve.test_error_percent,
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            label=name,
-            markersize=4,
-            linewidth=2,
-        )
-        axes.annotate(
-            f"{final:.1f} %",
-            (curve.steps[-1], final),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontweight="bold",
-        )
-    axes.set_xlabel("training steps")
-    axes.set_ylabel("test error (% of test digits classified wrongly)")
-    start = next(iter(curves.values())).test_error_percent[0]
-    highest = max(max(curve.test_error_percent[1:]) for curve in curves.values())
-    axes.set_ylim(0, min(100.0, 1.5 * highest + 1))  # without the start, far above all that follows
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    axes.set_title(f"MNIST: test error over training\n{subtitle}; both start at {start:.0f} %", fontsize=11)
-    figure.savefig(path, dpi=150)
-
-
 def save_association_graph(
-    path: Path, labelled: Digits, unlabelled: Digits, panels: Mapping[str, Associations]
+    path: Path, labelled: Images, unlabelled: Images, panels: Mapping[str, Associations]
 ) -> None:
     """Draw the walk labelled -> unlabelled -> labelled once per panel, side by side, and write it as PNG."""
     figure = Figure(figsize=(7 * len(panels), 9.5))
@@ -111,7 +72,7 @@ def save_association_graph(
             fontsize=13,
             pad=28,
         )
-        _draw_walk(axes, labelled.images.cpu().numpy(), unlabelled.images.cpu().numpy(), associations)
+        _draw_walk(axes, labelled.images[:, 0].cpu().numpy(), unlabelled.images[:, 0].cpu().numpy(), associations)
     figure.suptitle(
         "Learning by association: from a labelled digit to similar unlabelled digits, and back to a labelled one",
         fontsize=15,
@@ -121,7 +82,7 @@ def save_association_graph(
     figure.savefig(path, dpi=110)
 
 
-def _draw_walk(axes: Axes, images_a: np.ndarray, images_b: np.ndarray, associations: Associations) -> None:
+def _draw_walk(axes: Axes, images_a: Pixels, images_b: Pixels, associations: Associations) -> None:
     heights_a, heights_b = _heights(len(images_a)), _heights(len(images_b))
     same_class = associations.labels_a[:, None] == associations.labels_b[None, :]
     _draw_steps(axes, (LEFT, MIDDLE), heights_a, heights_b, associations.p_ab, same_class)
@@ -147,10 +108,10 @@ def _draw_walk(axes: Axes, images_a: np.ndarray, images_b: np.ndarray, associati
 def _draw_steps(
     axes: Axes,
     columns: tuple[float, float],
-    heights_from: np.ndarray,
-    heights_to: np.ndarray,
-    probability: np.ndarray,
-    same_class: np.ndarray,
+    heights_from: FloatArray,
+    heights_to: FloatArray,
+    probability: FloatArray,
+    same_class: npt.NDArray[np.bool_],
 ) -> None:
     start, end = columns[0] + HALF_WIDTH[columns[0]], columns[1] - HALF_WIDTH[columns[1]]
     order = np.argsort(probability, axis=None)  # the likeliest on top
@@ -167,12 +128,12 @@ def _draw_steps(
     )
 
 
-def _line_width(probability: np.ndarray) -> np.ndarray:
+def _line_width(probability: FloatArray) -> FloatArray:
     return MINIMUM_LINE_WIDTH + (MAXIMUM_LINE_WIDTH - MINIMUM_LINE_WIDTH) * probability
 
 
-def _opacity(probability: np.ndarray) -> np.ndarray:
-    opacity: np.ndarray = np.sqrt(probability.clip(0, 1))
+def _opacity(probability: FloatArray) -> FloatArray:
+    opacity: FloatArray = np.sqrt(probability.clip(0, 1))
     return opacity
 
 
@@ -188,5 +149,5 @@ def _legend_handles() -> list[Line2D]:
     ]
 
 
-def _heights(count: int) -> np.ndarray:
+def _heights(count: int) -> FloatArray:
     return 1 - (np.arange(count) + 0.5) / count

@@ -1,0 +1,241 @@
+"""The experiments of the paper as lists of trainings: Tables 1, 3, 4 and 5, STL-10, Figures 2 to 4; learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from benchmarks.paper import plans
+from benchmarks.paper.data import DataError
+from benchmarks.paper.plans import Settings
+from benchmarks.paper.reported import (
+    MNIST_REMARK,
+    NO_TEXT,
+    NOT_VERIFIED,
+    STL10_REMARK,
+    SVHN_TO_MNIST_ADAPTED,
+    SVHN_TO_MNIST_REMARK,
+)
+from benchmarks.paper.runs import RunConfig
+
+LABELS_ONLY, ASSOCIATION = "labels only", "with association"
+FASTASSOC, EAGER = "fastassoc", "eager PyTorch"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: the group and series it stands in, its training without the seed, what the paper has."""
+
+    group: str
+    series: str
+    config: RunConfig
+    paper: str = NOT_VERIFIED
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure of the paper, how its groups and series are called, and what has to be said beside it.
+
+    ``ordered``: whether the groups are steps of one quantity, so that a line may join them.
+    """
+
+    name: str
+    title: str
+    group_name: str
+    series_name: str
+    cells: tuple[Cell, ...]
+    remarks: tuple[str, ...]
+    ordered: bool = True
+
+    def configs(self, settings: Settings) -> list[RunConfig]:
+        """Every training of the experiment, for each of the seeds."""
+        return [with_seed(cell.config, seed) for seed in settings.seeds for cell in self.cells]
+
+
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """``config`` and the runs it starts from with ``seed``."""
+    return replace(config, seed=seed, start=config.start and with_seed(config.start, seed))
+
+
+def table1(settings: Settings) -> Experiment:
+    """MNIST with 100, 1000 and all labels, each with and without association."""
+    base = plans.mnist(settings)
+    counts = (10, None) if settings.quick else (10, 100, None)
+    cells = [
+        Cell(_labels(count), series, replace(base, labels_per_class=count, unlabelled=unlabelled))
+        for count in counts
+        for series, unlabelled in ((LABELS_ONLY, 0), (ASSOCIATION, None))
+    ]
+    return Experiment(
+        "table1",
+        f"Table 1: {_mnist_name(settings)}, test error by the number of labelled digits",
+        "labelled digits",
+        "training",
+        tuple(cells),
+        (NO_TEXT, MNIST_REMARK),
+    )
+
+
+def table3(settings: Settings) -> Experiment:
+    """Error against the number of labelled and of unlabelled samples: SVHN, or embedded MNIST-5k."""
+    if settings.data is None:
+        base, name, what = plans.mnist(settings), "MNIST-5k", "digits"
+        labelled: tuple[int | None, ...] = (2, 10, 100)
+        unlabelled: tuple[int | None, ...] = (0, 1000, None)
+    else:  # the grid that the first author names in issue 6 of the original repository
+        base, name, what = plans.svhn(settings), "SVHN", "images"
+        labelled, unlabelled = (2, 10, 50, 100, 200, None), (0, 1000, 20_000, None)
+    if settings.quick:
+        labelled, unlabelled = (2, None), (0, 40, None)
+    cells = [
+        Cell(_labels(count), _count(others), replace(base, labels_per_class=count, unlabelled=others))
+        for count in labelled
+        for others in unlabelled
+    ]
+    remarks = [NO_TEXT]
+    if settings.data is None:
+        remarks.append("the paper's table is on SVHN, with up to all 73,257 training images")
+    return Experiment(
+        "table3",
+        f"Table 3: {name}, test error by the number of labelled and of unlabelled {what}",
+        f"labelled {what}",
+        f"unlabelled {what}",
+        tuple(cells),
+        tuple(remarks),
+    )
+
+
+def table4(settings: Settings) -> Experiment:
+    """The weight of the visit loss, with 100 labels."""
+    base = plans.mnist(settings)
+    weights = (0.0, 1.0) if settings.quick else (0.0, 0.25, 0.5, 1.0)
+    cells = [Cell(f"{weight:g}", "100 labels", _with_visit(base, weight)) for weight in weights]
+    return Experiment(
+        "table4",
+        f"Table 4: {_mnist_name(settings)}, test error by the weight of the visit loss",
+        "visit weight",
+        "labelled digits",
+        tuple(cells),
+        (NO_TEXT,),
+    )
+
+
+def table5(settings: Settings) -> Experiment:
+    """Domain adaptation: labels of the source only, images of the target only."""
+    embedded = settings.data is None
+    pair = "scikit-learn digits to MNIST-5k" if embedded else "SVHN to MNIST"
+    cells = [
+        Cell(group, pair, config, NOT_VERIFIED if embedded or group != "adapted" else SVHN_TO_MNIST_ADAPTED)
+        for group, config in plans.domain_adaptation(settings).items()
+    ]
+    remarks = [NO_TEXT, SVHN_TO_MNIST_REMARK]
+    if embedded:
+        side = plans.DIGITS_SIDE
+        remarks.append(f"the paper's table is of SVHN to MNIST; here both are brought to {side}x{side} pixels")
+    return Experiment(
+        "table5",
+        f"Table 5: domain adaptation, {pair}, error on the test set of the target",
+        "training",
+        "source to target",
+        tuple(cells),
+        tuple(remarks),
+        ordered=False,
+    )
+
+
+def stl10(settings: Settings) -> Experiment:
+    """Section 4.2: STL-10 with 100 labelled images per class."""
+    if settings.data is None:
+        raise DataError("STL-10 is not embedded; give the folder with its published binary files with --data DIR")
+    base = plans.stl10(settings)
+    cells = [
+        Cell(f"{base.labels_per_class} per class", series, config)
+        for series, config in ((LABELS_ONLY, replace(base, unlabelled=0)), (ASSOCIATION, base))
+    ]
+    return Experiment(
+        "stl10",
+        "Section 4.2: STL-10, test error",
+        "labelled images",
+        "training",
+        tuple(cells),
+        (NO_TEXT, STL10_REMARK),
+    )
+
+
+def curves(settings: Settings) -> Experiment:
+    """The same trainings with the eager loss and with fastassoc."""
+    base = plans.mnist(settings)
+    cells = [
+        Cell("100 labels", series, replace(base, training=replace(base.training, loss=loss)))
+        for series, loss in ((EAGER, "eager"), (FASTASSOC, "fastassoc"))
+    ]
+    return Experiment(
+        "curves",
+        f"Learning curves: {_mnist_name(settings)}, the same seeds with the eager loss and with fastassoc",
+        "labelled digits",
+        "loss code",
+        tuple(cells),
+        ("the paper has no such comparison",),
+    )
+
+
+def figure2(settings: Settings) -> Experiment:
+    """Associations before and after training, with 100 labels."""
+    return _picture_of_mnist(settings, "figure2", "Figure 2: associations before and after training")
+
+
+def figure3(settings: Settings) -> Experiment:
+    """Confusion matrix, labelled and misclassified digits, with 100 labels."""
+    return _picture_of_mnist(settings, "figure3", "Figure 3: what is confused")
+
+
+def figure4(settings: Settings) -> Experiment:
+    """Nearest neighbours: STL-10, or embedded MNIST-5k."""
+    if settings.data is None:
+        return _picture_of_mnist(settings, "figure4", "Figure 4: nearest neighbours by cosine similarity")
+    base = plans.stl10(settings)
+    return Experiment(
+        "figure4",
+        "Figure 4: nearest neighbours by cosine similarity, STL-10",
+        "labelled images",
+        "training",
+        (Cell(f"{base.labels_per_class} per class", ASSOCIATION, base),),
+        (NO_TEXT, STL10_REMARK),
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
+    "table1": table1,
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
+    "figure2": figure2,
+    "figure3": figure3,
+    "figure4": figure4,
+    "stl10": stl10,
+    "curves": curves,
+}
+EMBEDDED = tuple(name for name in EXPERIMENTS if name != "stl10")
+
+
+def _picture_of_mnist(settings: Settings, name: str, title: str) -> Experiment:
+    cell = Cell("100", ASSOCIATION, plans.mnist(settings))
+    remarks = (NO_TEXT, MNIST_REMARK)
+    return Experiment(name, f"{title}, {_mnist_name(settings)}", "labelled digits", "training", (cell,), remarks)
+
+
+def _with_visit(config: RunConfig, weight: float) -> RunConfig:
+    visit = replace(config.training.visit, final=weight)
+    return replace(config, training=replace(config.training, visit=visit))
+
+
+def _mnist_name(settings: Settings) -> str:
+    return "MNIST-5k" if settings.data is None else "MNIST"
+
+
+def _labels(per_class: int | None) -> str:
+    return _count(None if per_class is None else 10 * per_class)
+
+
+def _count(count: int | None) -> str:
+    return "all" if count is None else f"{count:,}"

@@ -1,0 +1,108 @@
+"""The pictures of every experiment, and what is measured on the networks of its Figures 2 to 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.paper.associations import Associations, associate, save_association_graph
+from benchmarks.paper.confusion import labelled_images, save_confusion
+from benchmarks.paper.data import Images
+from benchmarks.paper.experiments import Experiment
+from benchmarks.paper.neighbours import NEIGHBOURS, nearest, save_neighbours
+from benchmarks.paper.plots import save_errors, save_learning_curves
+from benchmarks.paper.results import Finding, Measured
+from benchmarks.paper.runs import RunConfig, Samples, initial_network, samples, trained_network
+from benchmarks.paper.sources import load
+from benchmarks.paper.training import embed, predict
+
+SHOWN_UNLABELLED_PER_CLASS = 2
+
+
+def draw(path: Path, experiment: Experiment, measured: Sequence[Measured], runs: Path) -> list[Finding]:
+    """Write the picture of ``experiment`` to ``path`` as PNG, of the first seed where it shows one network.
+
+    Returns what was measured for it, over all seeds.
+    """
+    configs = [record.config for record in measured[0].records]
+    if experiment.name == "figure2":
+        return _figure2(path, configs, runs)
+    if experiment.name == "figure3":
+        return _figure3(path, experiment.title, configs[0], runs)
+    if experiment.name == "figure4":
+        return _figure4(path, experiment.title, configs, runs)
+    if experiment.name == "curves":
+        save_learning_curves(path, experiment, measured)
+        return _differences(measured)
+    save_errors(path, experiment, measured)
+    return []
+
+
+def _figure2(path: Path, configs: Sequence[RunConfig], runs: Path) -> list[Finding]:
+    walks: dict[str, list[Associations]] = {"before": [], "after": []}
+    for config in configs:
+        shown = _shown(samples(config))
+        walks["before"].append(associate(initial_network(config, runs), *shown))
+        walks["after"].append(associate(trained_network(config, runs), *shown))
+    shown = _shown(samples(configs[0]))
+    after = f"After {configs[0].training.steps:,} training steps with association"
+    save_association_graph(path, *shown, {"Before training": walks["before"][0], after: walks["after"][0]})
+    return [
+        Finding(
+            f"correct round trips among the shown images {when} training, %", tuple(w.correct_percent for w in all_)
+        )
+        for when, all_ in walks.items()
+    ]
+
+
+def _figure3(path: Path, title: str, config: RunConfig, runs: Path) -> list[Finding]:
+    drawn = samples(config)
+    predictions = predict(trained_network(config, runs), drawn.test.images)
+    labelled = labelled_images(drawn.train, drawn.labelled)
+    error = 100 * float((predictions != drawn.test.labels).double().mean())
+    title = f"{title}: test error {error:.2f} % (seed {config.seed})"
+    save_confusion(path, title, labelled, drawn.test, predictions, load(config.source).classes)
+    return []
+
+
+def _figure4(path: Path, title: str, configs: Sequence[RunConfig], runs: Path) -> list[Finding]:
+    before: list[float] = []
+    after: list[float] = []
+    for config in configs:
+        test = samples(config).test
+        for network, agreements in ((initial_network(config, runs), before), (trained_network(config, runs), after)):
+            neighbours = nearest(embed(network, test.images))
+            agreements.append(neighbours.agreement_percent(test.labels))
+        if config is configs[0]:
+            save_neighbours(path, title, test, neighbours)
+    name = f"{NEIGHBOURS} nearest test images of the same class"
+    return [Finding(f"{name}, before training, %", tuple(before)), Finding(f"{name}, after, %", tuple(after))]
+
+
+def _differences(measured: Sequence[Measured]) -> list[Finding]:
+    first, second = measured
+    pairs = list(zip(first.records, second.records, strict=True))
+    final = tuple(b.error_percent - a.error_percent for a, b in pairs)
+    largest = tuple(
+        max(abs(y - x) for x, y in zip(a.curve.test_error_percent[1:], b.curve.test_error_percent[1:], strict=True))
+        for a, b in pairs
+    )
+    names = f"{second.cell.series} less {first.cell.series}"
+    return [
+        Finding(f"{names}, same seed, at the end, percentage points", final),
+        Finding(f"{names}, same seed, largest difference of a curve, percentage points", largest),
+    ]
+
+
+def _shown(drawn: Samples) -> tuple[Images, Images]:
+    """The first labelled image of each class, and the first of each class of the training set that carry no label."""
+    carry = torch.zeros(len(drawn.train), dtype=torch.bool)
+    carry[torch.cat(drawn.labelled)] = True
+    others: list[Tensor] = []
+    for indices in drawn.labelled:
+        same_class = drawn.train.labels == drawn.train.labels[indices[0]]
+        others.append((same_class & ~carry).nonzero().squeeze(1)[:SHOWN_UNLABELLED_PER_CLASS])
+    return drawn.train[torch.stack([indices[0] for indices in drawn.labelled])], drawn.train[torch.cat(others)]

@@ -1,0 +1,107 @@
+"""Trainings, one after the other or shared by several processes, each with its part of the cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import torch
+
+from benchmarks.paper.runs import RunConfig, check, execute, finished
+
+REFRESH_SECONDS = 0.5
+
+_steps_done: Synchronized[int] | None = None  # of all processes together; set in each of them
+
+
+def execute_all(configs: Iterable[RunConfig], runs: Path, *, workers: int, resume: bool, quiet: bool) -> None:
+    """Train every configuration that has no finished run in the folder ``runs``, and before it the run it starts from.
+
+    ``workers`` processes share the cores; one stands for this process with its threads as they are. Raises what
+    `execute` raises; what is wrong with the data, before the first training.
+    """
+    wanted = dict.fromkeys(config for whole in configs for config in _with_start(whole))
+    missing = [config for config in wanted if finished(config, runs) is None]
+    reused = len(wanted) - len(missing)
+    if reused:
+        print(f"{reused} of {len(wanted)} trainings are already in {runs}")
+    if not missing:
+        return
+    for config in missing:
+        check(config)  # all of them, before hours go into the first
+    missing.sort(key=_cost, reverse=True)  # the long ones first, so that the processes end together
+    # A run that starts from another waits for all that do not.
+    waves = [[config for config in missing if (config.start is not None) == starts] for starts in (False, True)]
+    if workers == 1:
+        _in_this_process([config for wave in waves for config in wave], runs, resume, quiet)
+    else:
+        _in_processes([wave for wave in waves if wave], runs, workers, resume, quiet)
+
+
+def _in_this_process(configs: list[RunConfig], runs: Path, resume: bool, quiet: bool) -> None:
+    from tqdm import tqdm
+
+    for number, config in enumerate(configs, start=1):
+        name = f"training {number} of {len(configs)}"
+        with tqdm(total=config.training.steps, desc=name, unit="step", disable=quiet, dynamic_ncols=True) as bar:
+
+            def update(numbers: dict[str, float], bar: tqdm = bar) -> None:
+                bar.set_postfix({key: f"{value:.2f}" for key, value in numbers.items()}, refresh=False)
+                bar.update()
+
+            execute(config, runs, update, resume=resume)
+
+
+def _in_processes(waves: list[list[RunConfig]], runs: Path, workers: int, resume: bool, quiet: bool) -> None:
+    from tqdm import tqdm
+
+    context = get_context("spawn")  # a fork would copy PyTorch's threads in an unknown state
+    counter = context.Value("q", 0)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    steps = sum(config.training.steps for wave in waves for config in wave)
+    count = sum(len(wave) for wave in waves)
+    with (
+        ProcessPoolExecutor(workers, context, _start_worker, (counter, threads)) as pool,
+        tqdm(total=steps, desc=f"{count} trainings", unit="step", disable=quiet, dynamic_ncols=True) as bar,
+    ):
+        for wave in waves:
+            pending: set[Future[None]] = {pool.submit(_train, config, runs, resume) for config in wave}
+            while pending:
+                done, pending = wait(pending, REFRESH_SECONDS, FIRST_EXCEPTION)
+                bar.update(counter.value - bar.n)
+                for future in done:
+                    if future.exception() is not None:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                    future.result()
+
+
+def _start_worker(counter: Synchronized[int], threads: int) -> None:
+    global _steps_done
+    _steps_done = counter
+    torch.set_num_threads(threads)
+
+
+def _train(config: RunConfig, runs: Path, resume: bool) -> None:
+    execute(config, runs, _count_step, resume=resume)
+
+
+def _count_step(numbers: dict[str, float]) -> None:
+    assert _steps_done is not None, "a worker starts with _start_worker"
+    with _steps_done.get_lock():
+        _steps_done.value += 1
+
+
+def _with_start(config: RunConfig) -> list[RunConfig]:
+    return [config] if config.start is None else [*_with_start(config.start), config]
+
+
+def _cost(config: RunConfig) -> int:
+    labelled = config.labelled_per_class_in_batch
+    if config.labels_per_class is not None:
+        labelled = min(labelled, config.labels_per_class)
+    unlabelled = 0 if config.unlabelled == 0 else config.unlabelled_batch
+    return config.training.steps * (10 * labelled + unlabelled)

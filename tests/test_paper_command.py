@@ -1,0 +1,334 @@
+"""`python -m benchmarks.paper`: every experiment from its options to its files, at the sizes of --quick."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("mlxtend")
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("tqdm")
+
+import scipy.io
+
+from benchmarks.paper import plans, training
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.associations import associate
+from benchmarks.paper.confusion import confusion_matrix
+from benchmarks.paper.data import Images
+from benchmarks.paper.experiments import EMBEDDED, EXPERIMENTS, with_seed
+from benchmarks.paper.neighbours import nearest
+from benchmarks.paper.networks import MnistNetwork
+from benchmarks.paper.plans import Settings
+from benchmarks.paper.runs import RunConfig, finished, samples, trained_network
+
+QUICK = ["--quick", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches this small gain nothing from a second thread, and lose much where other processes want the core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all commands, so that they share trainings as they do for a reader."""
+    return tmp_path_factory.mktemp("paper")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_mnist(folder: Path, count: int = 60) -> None:
+    rng = np.random.default_rng(0)
+    for part, size in (("train", count), ("t10k", 20)):
+        for name, array in (
+            ("images-idx3", rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", np.arange(size, dtype=np.uint8) % 10),
+        ):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
+
+
+def write_svhn(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    for part, size in (("train", 60), ("test", 20)):
+        images = rng.integers(0, 256, (32, 32, 3, size), dtype=np.uint8)
+        labels = (np.arange(size, dtype=np.uint8) % 10 + 1)[:, None]
+        scipy.io.savemat(folder / f"{part}_32x32.mat", {"X": images, "y": labels})
+
+
+def write_stl10(folder: Path) -> None:
+    rng = np.random.default_rng(2)
+    for part, size in (("train", 30), ("test", 20), ("unlabeled", 25)):
+        (folder / f"{part}_X.bin").write_bytes(rng.integers(0, 256, (size, 3, 96, 96), dtype=np.uint8).tobytes())
+        if part != "unlabeled":
+            (folder / f"{part}_y.bin").write_bytes((np.arange(size, dtype=np.uint8) % 10 + 1).tobytes())
+
+
+# --- every command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_embedded_command(name: str, shared_out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, *QUICK, "--out", str(shared_out)]) == 0
+    printed = capsys.readouterr().out
+    for path in (shared_out / f"{name}.png", shared_out / f"{name}.csv"):
+        assert f"saved {path}" in printed
+    assert (shared_out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "its numbers mean nothing" in printed
+    rows = read_csv(shared_out / f"{name}.csv")
+    for row in rows:
+        assert row["paper"] == "n/a"  # none of the paper's numbers is of the embedded data
+        assert -100 <= float(row["median"]) <= 100
+        assert row["median"] in printed
+        assert row["torch"] == torch.__version__
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
+        assert row["commit"]
+    assert rows[0]["steps"] == "3"
+    assert float(rows[0]["seconds_a_run"]) >= 0
+
+
+def test_trainings_are_shared_between_commands(shared_out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["table1", *QUICK, "--out", str(shared_out)])
+    before = {path: path.stat().st_mtime_ns for path in (shared_out / "runs").glob("*/run.json")}
+    capsys.readouterr()
+    assert main(["figure2", *QUICK, "--out", str(shared_out)]) == 0
+    assert "1 of 1 trainings are already in" in capsys.readouterr().out
+    assert main(["table1", *QUICK, "--out", str(shared_out)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (shared_out / "runs").glob("*/run.json")}
+
+
+@pytest.mark.parametrize(
+    ("name", "writers", "rows"),
+    [
+        ("table3", [write_svhn], 6),
+        ("table5", [write_svhn, write_mnist], 3),
+        ("stl10", [write_stl10], 2),
+        ("figure4", [write_stl10], 3),
+    ],
+)
+def test_commands_on_published_files(
+    name: str, writers: list[object], rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for write in writers:
+        write(data)  # type: ignore[operator]
+    assert main([name, *QUICK, "--data", str(data), "--out", str(out)]) == 0
+    written = read_csv(out / f"{name}.csv")
+    assert len(written) == rows
+    # The one number of the paper that could be read in a text that can be named.
+    assert [row["paper"] for row in written if row["paper"] != "n/a"] == (["0.51"] if name == "table5" else [])
+    assert ("0.51" in capsys.readouterr().out) == (name == "table5")
+
+
+def test_data_may_lie_in_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    write_mnist(tmp_path / "mnist", count=100)
+    out = tmp_path / "out"
+    assert main(["figure3", *QUICK, "--steps", "1", "--data", str(tmp_path), "--out", str(out)]) == 0
+    (row,) = read_csv(out / "figure3.csv")
+    assert (row["labelled_images"], row["unlabelled_images"], row["test_images"]) == ("100", "100", "20")
+    assert row["steps"] == "1"
+
+
+def test_seeds_give_median_and_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figure4", *QUICK, "--steps", "1", "--runs", "3", "--seed", "7", "--out", str(tmp_path)]) == 0
+    row, *_ = read_csv(tmp_path / "figure4.csv")
+    values = [float(value) for value in row["values"].split()]
+    assert len(values) == 3
+    assert row["seeds"] == "7 8 9"
+    assert float(row["median"]) == sorted(values)[1]
+    assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), abs=0.006)
+
+
+def test_two_processes_train_the_same_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two waves: the adapted network starts from the one that is trained on the source."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # so that each has one thread, as this process
+    write_svhn(tmp_path)
+    write_mnist(tmp_path)
+    for name, workers in (("alone", "1"), ("shared", "2")):
+        options = ["--data", str(tmp_path), "--workers", workers, "--out", str(tmp_path / name)]
+        assert main(["table5", *QUICK, *options]) == 0
+    alone, shared = (read_csv(tmp_path / name / "table5.csv") for name in ("alone", "shared"))
+    assert [row["values"] for row in alone] == [row["values"] for row in shared]
+
+
+def test_resume_goes_on_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained_steps = 0
+    batch_loss = training.batch_loss
+
+    def counting(*arguments: object) -> object:
+        nonlocal trained_steps
+        trained_steps += 1
+        if trained_steps == 6:
+            raise KeyboardInterrupt
+        return batch_loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "batch_loss", counting)
+    options = ["figure3", *QUICK, "--steps", "8"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*options, "--out", str(tmp_path)])
+    assert len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 1
+    assert main([*options, "--resume", "--out", str(tmp_path)]) == 0
+    assert trained_steps == 6 + 3  # the sixth step was lost, the five before it not
+    assert not list(tmp_path.glob("runs/*/checkpoint.pt"))
+    assert main([*options, "--out", str(tmp_path / "uninterrupted")]) == 0
+    resumed, whole = (
+        json.loads(next(folder.glob("runs/*/run.json")).read_text())["curve"]
+        for folder in (tmp_path, tmp_path / "uninterrupted")
+    )
+    assert resumed == whole
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table2"], "invalid choice: 'table2'"),
+        (["table1", "--runs", "0"], "--runs: expected an integer of at least 1, got '0'"),
+        (["table1", "--device", "tpu9"], "--device: expected cpu, cuda or cuda:N, got 'tpu9'"),
+        (["all", "--data", "somewhere"], "'all' runs on the embedded data"),
+    ],
+)
+def test_wrong_option_ends_with_a_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_stl10_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stl10", *QUICK, "--out", str(tmp_path)]) == 2
+    assert "STL-10 is not embedded; give the folder" in capsys.readouterr().err
+    assert main(["stl10", *QUICK, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_too_few_images_are_told_before_the_first_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path)
+    assert main(["table1", "--quiet", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "class 0 has 6 training images where 10 are needed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_divergence_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "batch_loss", lambda *_: (torch.tensor(torch.nan), {}))
+    assert main(["figure3", *QUICK, "--out", str(tmp_path)]) == 1
+    assert "try a smaller learning rate" in capsys.readouterr().err
+
+
+def test_missing_package_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(["figure3", *QUICK, "--out", str(tmp_path)]) == 2
+    assert "the package tqdm is missing" in capsys.readouterr().err
+
+
+# --- configurations -------------------------------------------------------------------------------------------------
+
+
+def configs(name: str, settings: Settings) -> set[RunConfig]:
+    return set(EXPERIMENTS[name](settings).configs(settings))
+
+
+@pytest.mark.parametrize("steps", [None, 7, 3000])
+def test_tables_share_what_they_have_in_common(steps: int | None) -> None:
+    settings = Settings(steps=steps)
+    (common,) = configs("figure3", Settings(steps=steps, runs=1))
+    for name in EMBEDDED:
+        assert (common in configs(name, settings)) == (name != "table5"), name
+    assert len(configs("table1", settings) & configs("table3", settings)) == 4 * 3
+
+
+def test_the_key_tells_every_field_apart() -> None:
+    base = plans.mnist(Settings())
+    others = [plans.mnist(Settings(device="cuda")), plans.mnist(Settings(quick=True)), with_seed(base, 1)]
+    others += [cell.config for cell in EXPERIMENTS["table5"](Settings()).cells]
+    assert len({config.key for config in (base, *others)}) == 7
+    assert base.key == plans.mnist(Settings(runs=9)).key
+
+
+def test_a_seed_goes_down_to_the_run_that_is_started_from() -> None:
+    adapted = with_seed(plans.domain_adaptation(Settings())["adapted"], 5)
+    assert adapted.start is not None
+    assert (adapted.seed, adapted.start.seed) == (5, 5)
+
+
+def test_the_adapted_network_starts_from_the_source_network(shared_out: Path) -> None:
+    main(["table5", *QUICK, "--out", str(shared_out)])
+    adapted = plans.domain_adaptation(Settings(quick=True))["adapted"]
+    assert adapted.start is not None
+    source, target = (finished(config, shared_out / "runs") for config in (adapted.start, adapted))
+    assert source is not None
+    assert target is not None
+    assert target.curve.test_error_percent[0] == source.error_percent
+    assert samples(adapted).unlabelled.shape[1:] == samples(adapted).train.images.shape[1:]
+    assert trained_network(adapted, shared_out / "runs").training
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_associations_are_the_walk_of_the_shown_digits() -> None:
+    images = torch.randint(0, 256, (6, 1, 28, 28), generator=seeded(), dtype=torch.uint8)
+    digits = Images(images, torch.arange(6) % 3)
+    walk = associate(MnistNetwork(3, seeded()), digits[torch.arange(3)], digits)
+    assert walk.p_ab.shape == (3, 6)
+    assert walk.p_ba.shape == (6, 3)
+    np.testing.assert_allclose(walk.p_ab.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(walk.p_ba.sum(1), 1, rtol=1e-5)
+    assert walk.correct_percent == pytest.approx(100 / 3 * float(np.trace(walk.p_ab @ walk.p_ba)))
+
+
+def test_confusion_matrix_by_hand() -> None:
+    matrix = confusion_matrix(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 0]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [2, 0, 0]]
+
+
+def test_nearest_by_cosine_similarity_by_hand() -> None:
+    embeddings = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
+    neighbours = nearest(embeddings)
+    assert neighbours.indices[0].tolist() == [1, 2, 3]
+    expected = [10 / 101**0.5, 0.0, -1.0]
+    assert neighbours.similarity[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert neighbours.agreement_percent(torch.tensor([0, 0, 0, 1])) == pytest.approx(100 * 6 / 12)
+
+
+def test_nearest_in_parts_is_nearest_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = torch.randn(50, 8, generator=seeded())
+    whole = nearest(embeddings)
+    monkeypatch.setattr("benchmarks.paper.neighbours.QUERIES_AT_ONCE", 7)
+    assert torch.equal(nearest(embeddings).indices, whole.indices)
