@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
@@ -15,7 +18,13 @@ from benchmarks.paper.runs import RunConfig, check, execute, finished
 
 REFRESH_SECONDS = 0.5
 
-_steps_done: Synchronized[int] | None = None  # of all processes together; set in each of them
+# Of all processes together; set in each of them.
+_steps_done: Synchronized[int] | None = None
+_stop: Event | None = None
+
+
+class StoppedError(RuntimeError):
+    """Another training failed, or the command was interrupted."""
 
 
 def execute_all(configs: Iterable[RunConfig], runs: Path, *, workers: int, resume: bool, quiet: bool) -> None:
@@ -60,29 +69,41 @@ def _in_processes(waves: list[list[RunConfig]], runs: Path, workers: int, resume
     from tqdm import tqdm
 
     context = get_context("spawn")  # a fork would copy PyTorch's threads in an unknown state
-    counter = context.Value("q", 0)
+    counter, stop = context.Value("q", 0), context.Event()
     threads = max(1, (os.cpu_count() or 1) // workers)
     steps = sum(config.training.steps for wave in waves for config in wave)
     count = sum(len(wave) for wave in waves)
     with (
-        ProcessPoolExecutor(workers, context, _start_worker, (counter, threads)) as pool,
+        ProcessPoolExecutor(workers, context, _start_worker, (counter, stop, threads)) as pool,
         tqdm(total=steps, desc=f"{count} trainings", unit="step", disable=quiet, dynamic_ncols=True) as bar,
     ):
-        for wave in waves:
-            pending: set[Future[None]] = {pool.submit(_train, config, runs, resume) for config in wave}
-            while pending:
-                done, pending = wait(pending, REFRESH_SECONDS, FIRST_EXCEPTION)
-                bar.update(counter.value - bar.n)
-                for future in done:
-                    if future.exception() is not None:
-                        pool.shutdown(wait=False, cancel_futures=True)
-                    future.result()
+        try:
+            for wave in waves:
+                pending: set[Future[None]] = {pool.submit(_train, config, runs, resume) for config in wave}
+                while pending:
+                    done, pending = wait(pending, REFRESH_SECONDS, FIRST_EXCEPTION)
+                    bar.update(counter.value - bar.n)
+                    for future in done:
+                        future.result()
+        except BaseException:
+            stop.set()  # the others end with their next step
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _start_worker(counter: Synchronized[int], threads: int) -> None:
-    global _steps_done
-    _steps_done = counter
+def _start_worker(counter: Synchronized[int], stop: Event, threads: int) -> None:
+    global _steps_done, _stop
+    _steps_done, _stop = counter, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it too, and sets stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "this runs in a worker"
+    parent.join()
+    os._exit(1)
 
 
 def _train(config: RunConfig, runs: Path, resume: bool) -> None:
@@ -91,6 +112,9 @@ def _train(config: RunConfig, runs: Path, resume: bool) -> None:
 
 def _count_step(numbers: dict[str, float]) -> None:
     assert _steps_done is not None, "a worker starts with _start_worker"
+    assert _stop is not None
+    if _stop.is_set():
+        raise StoppedError
     with _steps_done.get_lock():
         _steps_done.value += 1
 
