@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=types.positive_integer,
         help="training steps; learning rate and weights follow their schedules in proportion (default: as the original "
-        "code where it is known, 400 for the embedded data)",
+        "code where it is known, 300 for the embedded data)",
     )
     parser.add_argument("--device", type=types.device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(

@@ -16,8 +16,8 @@ from benchmarks.paper.training import TrainingOptions
 
 # Embedded MNIST-5k: our choice, for a CPU; one decay of the original's factor in the last third.
 MNIST_5K = TrainingOptions(
-    steps=400,
-    learning_rate=LearningRate(1e-3, factor=0.33, every=280),
+    steps=300,
+    learning_rate=LearningRate(1e-3, factor=0.33, every=210),
     walker=Weight(1.0),
     visit=Weight(1.0),
     eval_every=50,
@@ -61,8 +61,8 @@ SVHN_TO_MNIST = TrainingOptions(
 SVHN_TO_MNIST_PER_CLASS, SVHN_TO_MNIST_UNLABELLED_BATCH = 100, 1_000
 # Embedded: our choice.
 DIGITS_TO_MNIST = TrainingOptions(
-    steps=400,
-    learning_rate=LearningRate(1e-3, factor=0.33, every=280),
+    steps=300,
+    learning_rate=LearningRate(1e-3, factor=0.33, every=210),
     walker=Weight(1.0),
     visit=Weight(0.5),
     eval_every=50,
