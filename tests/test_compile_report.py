@@ -71,6 +71,20 @@ def test_too_large_a_tile_is_found_out(depth: int, words: str, monkeypatch: pyte
     assert words in line
 
 
+def test_a_kept_cache_is_used_again(tmp_path: Path) -> None:
+    (use, *_) = compile_report.shipped(["sm_80"], ["bf16"], [64])
+    key = repr(use.compilation)
+    results, files = [], []
+    for _ in range(2):
+        figures = compile_report.compile_all([use.compilation], 1, compile_report.show_progress, tmp_path)[key]
+        assert isinstance(figures, Figures)
+        results.append(figures._replace(compile_s=0.0))
+        files.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()})
+    assert results[0] == results[1]
+    assert any(path.suffix == ".cubin" for path in files[0])
+    assert files[0] == files[1]
+
+
 def test_the_command_saves_every_variant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import Problem, cpu_blocked
+from fastassoc.backends import Problem, cpu_blocked, cpu_whole
 from fastassoc.classes import class_blocks
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 
@@ -168,6 +168,48 @@ def test_rows_of_very_different_size(lowest: float) -> None:
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     eager = evaluate(benchmarks.eager.walker_visit_loss, case)
     assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
+
+
+# All scores are equal, so the logarithms of all sums over 10 rows and of all sums over 10 columns are 2.3 more.
+@pytest.mark.parametrize(
+    ("score", "eps", "merged"),
+    [
+        (0.0, 1e-8, True),
+        (-16.0, 1e-8, True),
+        (-16.3, 1e-8, False),
+        (-95.0, 1e-8, False),
+        (43.5, 1e-8, True),
+        (44.0, 1e-8, False),
+        (89.0, 1e-8, False),
+        (0.0, 1e-10, True),
+        (0.0, 9e-11, False),
+        (math.nan, 1e-8, False),
+        (math.inf, 1e-8, False),
+    ],
+)
+def test_unshifted_exponentials_only_within_their_limits(score: float, eps: float, merged: bool) -> None:
+    a, b = torch.full((10, 1), score), torch.ones(10, 1)
+    blocks = class_blocks(torch.zeros(10, dtype=torch.int64), torch.float32)
+    problem = Problem(a, b, None, None, 1.0, eps, blocks, walker=True, visit=True, dtype=torch.float32)
+    # The merged form saves three tensors, the plain one two.
+    assert (len(cpu_whole.walks(problem, needs_gradient=True).saved) == 3) == merged
+
+
+@pytest.mark.parametrize("score", [-95.0, 89.0])
+def test_scores_whose_exponentials_leave_float32(score: float) -> None:
+    case = Case(torch.full((10, 1), score), torch.ones(10, 1), torch.arange(10) % 2)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case)
+    assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
+
+
+def test_a_large_upstream_gradient() -> None:
+    """Loss scaling by 1e10, where the intermediate terms of unshifted exponentials would be 1e29 without it."""
+    a = torch.tensor([[-18.0, -60.0], [-17.0, 68.5]], requires_grad=True)
+    loss = fastassoc.walker_visit_loss(a, torch.eye(2), torch.tensor([0, 0]))
+    (scaled,) = torch.autograd.grad(loss * 1e10, a, retain_graph=True)
+    (plain,) = torch.autograd.grad(loss, a)
+    torch.testing.assert_close(scaled / 1e10, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_eps_of_zero_with_round_trips_that_hardly_exist() -> None:

@@ -32,8 +32,11 @@ from fastassoc.classes import ClassBlocks
 
 _ALLOCATED = 2**14
 """Results of up to so many entries come from memory that the allocator has at hand."""
-_SMALLEST_SUM, _LARGEST_SUM, _SMALLEST_EPS = 1e-8, 1e30, 1e-10
-"""Of R and C: ``K <= 2 / (eps smallest)`` and ``t <= sqrt(largest)``, so ``K t`` stays below 1e34 for each row."""
+_SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
+"""Of R and C, in the merged form. Nothing overflows: ``t <= 1e10`` and ``K <= 2e6 / eps``, so ``K t`` is below 1e27 for
+each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
+_SMALLEST_EPS = 1e-10
+"""Added to ``p_aba``, it makes nothing of what underflows (at most 1e-32), and bounds K."""
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
