@@ -2,7 +2,8 @@
 
 Compiled here are the kernels with products, for both losses without biases, at D = 128 on one architecture with
 ``mma.sync`` and one with ``wgmma``: some 60 of the 3,800 compilations of the whole report, and two minutes of the test
-run on one core. The rest is for ``python -m benchmarks.compile_report``.
+run on one core. The rest is for ``python -m benchmarks.compile_report``, whose committed results have to be of all that
+ships.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ pytest.importorskip("triton")
 
 from benchmarks import compile_report
 from benchmarks.compilation import ARCHITECTURES, Compilation, Figures, count_products, occupancy, violations
+from benchmarks.modes import MODES
 from fastassoc.backends import triton as backend
 from fastassoc.kernels.configs import Config, Tile
 
@@ -57,6 +59,23 @@ def test_what_ships_is_within_the_limits(architecture: str, capsys: pytest.Captu
         assert isinstance(figures, Figures)
         assert figures.products >= 1
         assert figures.mma_sync if architecture == "sm_80" else figures.wgmma + figures.mma_sync
+
+
+def test_the_committed_report_covers_what_ships_and_breaks_no_limit() -> None:
+    place = ("architecture", "mode", "depth", "kernel", "warps", "stages", "variant")
+    with (ROOT / "benchmarks" / "results" / "compile_report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert not row["failure"]
+        figures = Figures(**{name: float(row[name]) for name in Figures._fields})
+        found = violations(figures, ARCHITECTURES[row["architecture"]], MODES[row["mode"]].tensor_cores)
+        assert not found, [row[name] for name in place]
+    uses = compile_report.shipped(ARCHITECTURES, MODES, compile_report.DEPTHS)
+    shipped = {
+        (x.architecture, mode, str(depth), x.kernel, str(x.warps), str(x.stages), x.variant())
+        for mode, depth, x in uses
+    }
+    assert shipped == {tuple(row[name] for name in place) for row in rows}
 
 
 @pytest.mark.parametrize(("depth", "words"), [(128, "bytes spilled, at most 32"), (256, "KiB shared of 99")])
