@@ -1,12 +1,13 @@
 """What the paper and its authors report: test errors in percent, and where they were read.
 
 The paper's text was not at hand. Numbers that end in a question mark were written down from memory of it and have to be
-checked there before they are cited. Others have a source, and where not even memory is sure the tables say n/a.
+checked there before they are cited. Others have a source. n/a stands where not even memory is sure, a dash where the
+paper has no such number.
 """
 
 from __future__ import annotations
 
-NOT_VERIFIED = "n/a"
+NOT_KNOWN, NO_SUCH_NUMBER = "n/a", "-"
 
 # Error in percent of SVHN to MNIST, "Table 5" of the paper, quoted in issues 14 and 15 of the original repository.
 SVHN_TO_MNIST = {"source only": "18.56?", "adapted": "0.51", "target only": "0.38?"}
@@ -41,3 +42,8 @@ STL10_REMARK = (
     "the first author gives 81 % test accuracy after a million steps (issue 8 of haeusser/learning_by_association), "
     "an error of 19 %; the paper's own decimals could not be verified"
 )
+
+
+def sourced(number: str) -> float | None:
+    """What the tables show as ``number``; None where it is from memory, not known, or not in the paper."""
+    return None if number in (NOT_KNOWN, NO_SUCH_NUMBER) or number.endswith("?") else float(number)
