@@ -153,6 +153,7 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     Raises `DataError` and `DivergenceError`.
     """
     folder = runs / config.key
+    about = environment(torch.device(config.device))
     drawn = samples(config)
     batches = _batches(config, drawn)
     network = initial_network(config, runs).to(config.device)
@@ -165,7 +166,7 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     save_whole(folder / "weights.pt", network.state_dict())
     content = {
         "config": asdict(config),
-        "environment": environment(torch.device(config.device)),
+        "environment": about,
         "sizes": {
             "labelled": sum(len(indices) for indices in drawn.labelled),
             "unlabelled": len(drawn.unlabelled) if drawn.chosen is None else len(drawn.chosen),
