@@ -27,11 +27,11 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.associations import associate
 from benchmarks.paper.confusion import confusion_matrix
 from benchmarks.paper.data import Images
-from benchmarks.paper.experiments import EMBEDDED, EXPERIMENTS, with_seed
+from benchmarks.paper.experiments import EMBEDDED
 from benchmarks.paper.neighbours import nearest
 from benchmarks.paper.networks import MnistNetwork
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.runs import RunConfig, finished, samples, trained_network
+from benchmarks.paper.runs import finished, samples, trained_network
 
 # What stands beside the rows of --quick; what has no source bears a question mark.
 PAPERS_NUMBERS = {
@@ -271,34 +271,15 @@ def test_missing_package_says_how_to_install_it(
     assert "the package tqdm is missing" in capsys.readouterr().err
 
 
-# --- configurations -------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def configs(name: str, settings: Settings) -> set[RunConfig]:
-    return set(EXPERIMENTS[name](settings).configs(settings))
-
-
-@pytest.mark.parametrize("steps", [None, 7, 3000])
-def test_tables_share_what_they_have_in_common(steps: int | None) -> None:
-    settings = Settings(steps=steps)
-    (common,) = configs("figure3", Settings(steps=steps, runs=1))
-    for name in EMBEDDED:
-        assert (common in configs(name, settings)) == (name != "table5"), name
-    assert len(configs("table1", settings) & configs("table3", settings)) == 4 * 3
-
-
-def test_the_key_tells_every_field_apart() -> None:
-    base = plans.mnist(Settings())
-    others = [plans.mnist(Settings(device="cuda")), plans.mnist(Settings(quick=True)), with_seed(base, 1)]
-    others += [cell.config for cell in EXPERIMENTS["table5"](Settings()).cells]
-    assert len({config.key for config in (base, *others)}) == 7
-    assert base.key == plans.mnist(Settings(runs=9)).key
-
-
-def test_a_seed_goes_down_to_the_run_that_is_started_from() -> None:
-    adapted = with_seed(plans.domain_adaptation(Settings())["adapted"], 5)
-    assert adapted.start is not None
-    assert (adapted.seed, adapted.start.seed) == (5, 5)
+def test_a_run_without_weights_is_not_finished(tmp_path: Path) -> None:
+    assert main(["figure3", *QUICK, "--steps", "1", "--out", str(tmp_path)]) == 0
+    config = plans.mnist(Settings(quick=True, steps=1))
+    assert finished(config, tmp_path / "runs") is not None
+    (tmp_path / "runs" / config.key / "weights.pt").unlink()
+    assert finished(config, tmp_path / "runs") is None
 
 
 def test_the_adapted_network_starts_from_the_source_network(shared_out: Path) -> None:

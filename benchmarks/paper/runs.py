@@ -67,7 +67,7 @@ class RunConfig:
     @property
     def key(self) -> str:
         """The name of the run's folder."""
-        content = json.dumps(asdict(self), sort_keys=True)
+        content = json.dumps(asdict(self, dict_factory=_without_absent_files), sort_keys=True)
         return f"{self.source.name}-seed{self.seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -135,7 +135,7 @@ def trained_network(config: RunConfig, runs: Path) -> AssociationNetwork:
 def finished(config: RunConfig, runs: Path) -> Record | None:
     """What is known of the run of ``config`` in the folder ``runs``; None where it is not finished."""
     path = runs / config.key / "run.json"
-    if not path.exists():
+    if not (path.exists() and path.with_name("weights.pt").exists()):
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     curve = Curve(**content["curve"])
@@ -159,8 +159,10 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     network = initial_network(config, runs).to(config.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    if not resume:
+    if not (resume and checkpoint.exists()):
         checkpoint.unlink(missing_ok=True)
+        for events in folder.glob("events.*"):
+            events.unlink()
     with tensorboard_log(folder) as log:
         trained = train(network, batches, drawn.test, config.training, progress, checkpoint=checkpoint, log=log)
     save_whole(folder / "weights.pt", network.state_dict())
@@ -179,6 +181,11 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(folder / "run.json")
     checkpoint.unlink(missing_ok=True)
+
+
+def _without_absent_files(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Embedded data have no files: their runs keep the names that they had before files were part of a source."""
+    return dict(field for field in fields if field != ("files", None))
 
 
 def _batches(config: RunConfig, drawn: Samples) -> Batches:
