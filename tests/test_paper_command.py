@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
+import signal
 import struct
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +29,9 @@ import scipy.io
 
 from benchmarks.paper import plans, training
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.associations import associate
-from benchmarks.paper.confusion import confusion_matrix
-from benchmarks.paper.data import Images
 from benchmarks.paper.experiments import EMBEDDED
-from benchmarks.paper.neighbours import nearest
-from benchmarks.paper.networks import MnistNetwork
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.runs import finished, samples, trained_network
+from benchmarks.paper.runs import finished, samples, steps_done, trained_network
 
 # What stands beside the rows of --quick; what has no source bears a question mark.
 PAPERS_NUMBERS = {
@@ -55,10 +55,6 @@ def one_thread() -> Iterator[None]:
 def shared_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all commands, so that they share trainings as they do for a reader."""
     return tmp_path_factory.mktemp("paper")
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -205,18 +201,66 @@ def test_resume_goes_on_from_the_checkpoint(
 
     monkeypatch.setattr(training, "batch_loss", counting)
     options = ["figure3", *QUICK, "--steps", "8"]
-    with pytest.raises(KeyboardInterrupt):
-        main([*options, "--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 1
+    assert main([*options, "--out", str(tmp_path)]) == 130
+    assert "with --resume also within the others" in capsys.readouterr().err
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
+    assert steps_done(plans.mnist(Settings(quick=True, steps=8)), tmp_path / "runs") == 5
+    kept = shutil.copytree(tmp_path, tmp_path / "kept")
     assert main([*options, "--resume", "--out", str(tmp_path)]) == 0
+    assert "start anew" not in capsys.readouterr().out
     assert trained_steps == 6 + 3  # the sixth step was lost, the five before it not
-    assert not list(tmp_path.glob("runs/*/checkpoint.pt"))
+    assert not checkpoint.exists()
+
+    events = kept / checkpoint.relative_to(tmp_path).with_name("events.of.before")
+    events.touch()
+    assert main([*options, "--out", str(kept)]) == 0
+    assert trained_steps == 6 + 3 + 8
+    assert not events.exists()
+    assert "1 interrupted trainings start anew" in capsys.readouterr().out
     assert main([*options, "--out", str(tmp_path / "uninterrupted")]) == 0
     resumed, whole = (
         json.loads(next(folder.glob("runs/*/run.json")).read_text())["curve"]
         for folder in (tmp_path, tmp_path / "uninterrupted")
     )
     assert resumed == whole
+
+
+def test_processes_end_with_the_command(tmp_path: Path) -> None:
+    """Ctrl-C goes to all processes of a terminal at once, also to one that still imports what it needs."""
+    options = [*QUICK, "--steps", "1000000", "--runs", "2", "--workers", "2", "--out", str(tmp_path)]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.paper", "figure3", *options],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(command.pid, signal.SIGINT)
+        _, errors = command.communicate(timeout=60)  # until the last process has closed these pipes
+    finally:
+        command.kill()
+    assert command.returncode == 130
+    assert "--resume" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_another_commit_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["figure3", *QUICK, "--steps", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "another commit" not in capsys.readouterr().out
+    (record,) = tmp_path.glob("runs/*/run.json")
+    content = json.loads(record.read_text())
+    content["environment"]["commit"] = "0123abc"
+    record.write_text(json.dumps(content))
+    assert main(command) == 0
+    assert "of another commit (0123abc) than this code" in capsys.readouterr().out
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -263,6 +307,22 @@ def test_divergence_is_told(
     assert "try a smaller learning rate" in capsys.readouterr().err
 
 
+def test_only_what_cannot_be_written_is_blamed_on_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["figure3", *QUICK, "--out", str(out)]) == 2
+        assert f"--out {out}: cannot be written to" in capsys.readouterr().err
+
+    def fail(*arguments: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(training, "batch_loss", fail)
+    assert main(["figure3", *QUICK, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith("error: [Errno 12] Cannot allocate memory\n")
+
+
 def test_missing_package_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,38 +352,3 @@ def test_the_adapted_network_starts_from_the_source_network(shared_out: Path) ->
     assert target.curve.test_error_percent[0] == source.error_percent
     assert samples(adapted).unlabelled.shape[1:] == samples(adapted).train.images.shape[1:]
     assert trained_network(adapted, shared_out / "runs").training
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def test_associations_are_the_walk_of_the_shown_digits() -> None:
-    images = torch.randint(0, 256, (6, 1, 28, 28), generator=seeded(), dtype=torch.uint8)
-    digits = Images(images, torch.arange(6) % 3)
-    walk = associate(MnistNetwork(3, seeded()), digits[torch.arange(3)], digits)
-    assert walk.p_ab.shape == (3, 6)
-    assert walk.p_ba.shape == (6, 3)
-    np.testing.assert_allclose(walk.p_ab.sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(walk.p_ba.sum(1), 1, rtol=1e-5)
-    assert walk.correct_percent == pytest.approx(100 / 3 * float(np.trace(walk.p_ab @ walk.p_ba)))
-
-
-def test_confusion_matrix_by_hand() -> None:
-    matrix = confusion_matrix(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 0]), 3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [2, 0, 0]]
-
-
-def test_nearest_by_cosine_similarity_by_hand() -> None:
-    embeddings = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
-    neighbours = nearest(embeddings)
-    assert neighbours.indices[0].tolist() == [1, 2, 3]
-    expected = [10 / 101**0.5, 0.0, -1.0]
-    assert neighbours.similarity[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert neighbours.agreement_percent(torch.tensor([0, 0, 0, 1])) == pytest.approx(100 * 6 / 12)
-
-
-def test_nearest_in_parts_is_nearest_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    embeddings = torch.randn(50, 8, generator=seeded())
-    whole = nearest(embeddings)
-    monkeypatch.setattr("benchmarks.paper.neighbours.QUERIES_AT_ONCE", 7)
-    assert torch.equal(nearest(embeddings).indices, whole.indices)

@@ -142,6 +142,14 @@ def finished(config: RunConfig, runs: Path) -> Record | None:
     return Record(config, content["environment"], content["sizes"], curve, content["seconds"])
 
 
+def steps_done(config: RunConfig, runs: Path) -> int:
+    """How many steps the checkpoint of ``config`` has behind it; 0 where there is none."""
+    checkpoint = runs / config.key / "checkpoint.pt"
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["step"])
+
+
 def check(config: RunConfig) -> None:
     """Raises `DataError` where the data of ``config`` cannot be read or have too few samples."""
     _batches(config, samples(config))
