@@ -207,8 +207,11 @@ def _batches(config: RunConfig, drawn: Samples) -> Batches:
         config.labelled_per_class_in_batch,
         random_stream(config.seed, Stream.LABELLED),
     )
-    augmentation = None if config.augmentation is None else AUGMENTATIONS[config.augmentation]()
-    return Batches(labelled, unlabelled, config.device, augmentation, random_stream(config.seed, Stream.AUGMENTATION))
+    if config.augmentation is None:
+        return Batches(labelled, unlabelled, config.device)
+    streams = (Stream.AUGMENTATION, Stream.UNLABELLED_AUGMENTATION)
+    generators = [random_stream(config.seed, stream) for stream in streams]
+    return Batches(labelled, unlabelled, config.device, AUGMENTATIONS[config.augmentation](), generators)
 
 
 def _random_network(config: RunConfig) -> AssociationNetwork:
