@@ -150,3 +150,49 @@ def test_the_name_tells_other_files_apart(
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
+
+
+def test_values_of_the_original() -> None:
+    """Literally, from where `plans` says; what is this project's choice there is not repeated here."""
+    mnist, svhn, stl10, svhn_to_mnist = plans.MNIST, plans.SVHN, plans.STL10, plans.SVHN_TO_MNIST
+    # mnist_train_eval.py: its flags
+    assert mnist == TrainingOptions(
+        steps=20_000,
+        learning_rate=LearningRate(1e-3, factor=0.33, every=5_000, minimum=0.0),
+        walker=Weight(1.0),
+        visit=Weight(1.0),
+        eval_every=500,
+    )
+    # Issue 6: visit weight and initial rate; train.py: factor and minimum of the rate, walker weight
+    assert (svhn.learning_rate.initial, svhn.learning_rate.factor, svhn.learning_rate.minimum) == (1e-3, 0.33, 1e-6)
+    assert (svhn.walker, svhn.visit) == (Weight(1.0), Weight(0.25))
+    # Issue 8: visit weight; train.py: rates and steps; tools/stl10.py: unlabelled images
+    assert stl10.steps == 100_000
+    assert stl10.learning_rate == LearningRate(1e-4, factor=0.33, every=60_000, minimum=1e-6)
+    assert (stl10.walker, stl10.visit) == (Weight(1.0), Weight(0.0))
+    assert plans.STL10_UNLABELLED == 20_000
+    # README, SVHN to MNIST: its command; train.py: minimum of the rate
+    assert svhn_to_mnist.steps == 12_000
+    assert svhn_to_mnist.learning_rate == LearningRate(1e-4, factor=0.33, every=9_000, minimum=1e-6)
+    assert svhn_to_mnist.walker == Weight(1.0, "linear", duration=1, delay=500)
+    assert svhn_to_mnist.visit == Weight(0.2, "linear", duration=1, delay=500)
+
+
+def test_batch_sizes_and_augmentation_of_the_original(tmp_path: Path) -> None:
+    """10 of each class and 100 unlabelled are the defaults of its scripts, 100 and 1,000 in its README's command."""
+    settings = Settings(data=tmp_path)
+    runs = [plans.mnist(settings), plans.svhn(settings), plans.stl10(settings)]
+    assert {(run.labelled_per_class_in_batch, run.unlabelled_batch) for run in runs} == {(10, 100)}
+    assert [run.labels_per_class for run in runs] == [10, 10, 100]
+    assert [run.unlabelled for run in runs] == [None, None, 20_000]
+    assert [run.augmentation for run in runs] == [None, "svhn", "stl10"]
+
+    source_only, adapted, target_only = plans.domain_adaptation(settings).values()
+    for run in (source_only, adapted, target_only):
+        assert (run.labelled_per_class_in_batch, run.unlabelled_batch) == (100, 1_000)
+        assert (run.labels_per_class, run.augmentation, run.network) == (None, None, "svhn")
+    assert adapted.start == source_only
+    assert adapted.target is not None
+    assert (adapted.target.name, adapted.target.side, adapted.target.channels) == ("mnist", 32, 3)
+    assert (source_only.unlabelled, adapted.unlabelled, target_only.unlabelled) == (0, None, 0)
+    assert target_only.source == adapted.target

@@ -18,6 +18,7 @@ from benchmarks.paper.reported import (
     SVHN,
     SVHN_TO_MNIST,
     SVHN_TO_MNIST_REMARK,
+    SVHN_TO_MNIST_START_REMARK,
     UNCHECKED,
 )
 from benchmarks.paper.runs import RunConfig
@@ -148,6 +149,8 @@ def table5(settings: Settings) -> Experiment:
             "the paper's numbers are of SVHN to MNIST: another task; here both sets are brought to "
             f"{side}x{side} pixels"
         )
+    else:
+        remarks.append(SVHN_TO_MNIST_START_REMARK)
     return Experiment(
         "table5",
         f"Table 5: domain adaptation, {pair}, error on the test set of the target",

@@ -49,13 +49,13 @@ STL10 = TrainingOptions(
     eval_every=2_000,
 )
 STL10_UNLABELLED = 20_000  # a random part of unlabeled_X.bin, as tools/stl10.py takes it
-# Rates, batches and steps: the README's SVHN to MNIST; visit weight: domain_adaptation.ipynb, which starts from the
-# network trained on the source, so that no ramp is needed.
+# The command of the original's README for SVHN to MNIST. It starts from random weights; `domain_adaptation` starts from
+# the network trained on the source.
 SVHN_TO_MNIST = TrainingOptions(
     steps=12_000,
     learning_rate=LearningRate(1e-4, factor=0.33, every=9_000, minimum=1e-6),
-    walker=Weight(1.0),
-    visit=Weight(0.5),
+    walker=Weight(1.0, "linear", duration=1, delay=500),
+    visit=Weight(0.2, "linear", duration=1, delay=500),
     eval_every=500,
 )
 SVHN_TO_MNIST_PER_CLASS, SVHN_TO_MNIST_UNLABELLED_BATCH = 100, 1_000

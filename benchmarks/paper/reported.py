@@ -38,6 +38,10 @@ SVHN_TO_MNIST_REMARK = (
     "the paper's 0.51 % is quoted in issues 14 and 15 of haeusser/learning_by_association; reruns of the original code "
     "in the same threads reach 2.4 to 4.3 %"
 )
+SVHN_TO_MNIST_START_REMARK = (
+    "trained as the README of haeusser/learning_by_association has it, but for the start: the adapted network goes on "
+    "from the one trained on the source, where the README's command starts from random weights"
+)
 STL10_REMARK = (
     "the first author gives 81 % test accuracy after a million steps (issue 8 of haeusser/learning_by_association), "
     "an error of 19 %; the paper's own decimals could not be verified"
