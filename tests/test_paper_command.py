@@ -39,6 +39,33 @@ PAPERS_NUMBERS = {
     "table3": ["81.00?", "82.10?", "3.09?", "2.69?"],
     "table5": ["18.56?", "0.51", "0.38?"],
 }
+# Group, series, labelled and unlabelled images of each row of test errors. MNIST-5k has 4,000 digits to train with,
+# scikit-learn 1,415.
+MNIST_5K_ROW = ("100", "with association", "100", "4000")
+ROWS = {
+    "table1": [
+        ("100", "labels only", "100", "0"),
+        MNIST_5K_ROW,
+        ("all", "labels only", "4000", "0"),
+        ("all", "with association", "4000", "4000"),
+    ],
+    "table3": [
+        ("20", "0", "20", "0"),
+        ("20", "40", "20", "40"),
+        ("20", "all", "20", "4000"),
+        ("all", "0", "4000", "0"),
+        ("all", "40", "4000", "40"),
+        ("all", "all", "4000", "4000"),
+    ],
+    "table4": [("0", "100 labels", "100", "4000"), ("1", "100 labels", "100", "4000")],
+    "table5": [
+        ("source only", "scikit-learn digits to MNIST-5k", "1415", "0"),
+        ("adapted", "scikit-learn digits to MNIST-5k", "1415", "4000"),
+        ("target only", "scikit-learn digits to MNIST-5k", "4000", "0"),
+    ],
+    **{name: [MNIST_5K_ROW] for name in ("figure2", "figure3", "figure4")},
+    "curves": [("100 labels", "eager PyTorch", "100", "4000"), ("100 labels", "fastassoc", "100", "4000")],
+}
 QUICK = ["--quick", "--quiet"]
 
 
@@ -67,7 +94,7 @@ def papers_numbers(rows: list[dict[str, str]]) -> list[str]:
     return [row["paper"] for row in rows if row["paper"] not in ("", "-", "n/a")]
 
 
-def write_mnist(folder: Path, count: int = 60) -> None:
+def write_mnist(folder: Path, count: int = 120) -> None:
     rng = np.random.default_rng(0)
     for part, size in (("train", count), ("t10k", 20)):
         for name, array in (
@@ -108,6 +135,15 @@ def test_every_embedded_command(name: str, shared_out: Path, capsys: pytest.Capt
     rows = read_csv(shared_out / f"{name}.csv")
     assert papers_numbers(rows) == PAPERS_NUMBERS.get(name, [])
     assert {row["std"] for row in rows} == {"-"}  # one run has none
+    errors = [row for row in rows if row["quantity"] == "test error, %"]
+    names = list(rows[0])[2:4]  # of group and series, which differ between experiments
+    assert [tuple(row[name] for name in (*names, "labelled_images", "unlabelled_images")) for row in errors] == ROWS[
+        name
+    ]
+    if name == "table4":
+        assert [row["visit_weight"] for row in rows] == ["0.0", "1.0"]
+    if name == "curves":
+        assert [row["loss"] for row in errors] == ["eager", "fastassoc"]
     for row in rows:
         assert -100 <= float(row["median"]) <= 100
         assert row["median"] in printed
@@ -131,6 +167,7 @@ def test_trainings_are_shared_between_commands(shared_out: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("name", "writers", "rows"),
     [
+        ("table1", [write_mnist], 4),
         ("table3", [write_svhn], 6),
         ("table5", [write_svhn, write_mnist], 3),
         ("stl10", [write_stl10], 2),
@@ -156,11 +193,11 @@ def test_commands_on_published_files(
 
 def test_data_may_lie_in_subfolders(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    write_mnist(tmp_path / "mnist", count=100)
+    write_mnist(tmp_path / "mnist")
     out = tmp_path / "out"
     assert main(["figure3", *QUICK, "--steps", "1", "--data", str(tmp_path), "--out", str(out)]) == 0
     (row,) = read_csv(out / "figure3.csv")
-    assert (row["labelled_images"], row["unlabelled_images"], row["test_images"]) == ("100", "100", "20")
+    assert (row["labelled_images"], row["unlabelled_images"], row["test_images"]) == ("100", "120", "20")
     assert row["steps"] == "1"
 
 
@@ -293,9 +330,16 @@ def test_stl10_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_too_few_images_are_told_before_the_first_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_mnist(tmp_path)
+    write_mnist(tmp_path, count=60)
     assert main(["table1", "--quiet", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "class 0 has 6 training images where 10 are needed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_figure2_needs_unlabelled_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path, count=100)
+    assert main(["figure2", *QUICK, "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "class 0 has no training image without a label, which Figure 2 shows" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/runs/*"))
 
 

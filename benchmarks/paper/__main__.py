@@ -79,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> None:
     runs = arguments.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     configs = [config for experiment in experiments for config in experiment.configs(settings)]
+    for experiment in experiments:
+        figures.check(experiment, settings)  # before hours of training
     execute_all(configs, runs, workers=arguments.workers, resume=arguments.resume, quiet=arguments.quiet)
 
     for experiment in experiments:
