@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,27 @@ import fastassoc
 
 def environment(device: torch.device) -> dict[str, Any]:
     """For the head of a result file."""
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": date.today().isoformat(),
-        "commit": revision.stdout.strip() or "unknown",
+        "commit": commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fastassoc": fastassoc.__version__,
     }
+
+
+@cache  # the code in memory is that of the first call, whatever is committed meanwhile
+def commit() -> str:
+    """The commit of this code, with "-dirty" where files that git tracks were changed; "unknown" outside git."""
+    # No tag matches: with one, the commit would be the tag and a distance.
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return "unknown"
+    return described.stdout.strip() or "unknown"
 
 
 def processor() -> str:

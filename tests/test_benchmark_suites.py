@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 
 import benchmarks.__main__ as suites
 import benchmarks.chunked
-from benchmarks import batches, providers, report, worker
+from benchmarks import batches, environment, providers, report, worker
 from benchmarks.batches import Batch
 from fastassoc import reference
 from tests.cases import assert_close, evaluate, make_case
@@ -114,3 +116,22 @@ def test_plots(tmp_path: Path) -> None:
     report.plot_floor(tmp_path / "floor.png", rows, "Floor")
     assert (tmp_path / "lines.png").stat().st_size > 5000
     assert (tmp_path / "floor.png").stat().st_size > 5000
+
+
+def test_commit_tells_changes_and_is_unknown_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "code.py"
+    code.write_text("first\n")
+    monkeypatch.setattr("benchmarks.environment.__file__", str(code))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    read = environment.commit.__wrapped__  # afresh every time
+    assert read() == "unknown"
+
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.example"]
+    for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "first"], ["tag", "v1"]):
+        subprocess.run([*git, *command], check=True)
+    assert re.fullmatch("[0-9a-f]{7,}", read())
+    (tmp_path / "untracked").touch()
+    code.write_text("second\n")
+    assert re.fullmatch("[0-9a-f]{7,}-dirty", read())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read() == "unknown"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
+import signal
 import struct
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,20 +29,42 @@ import scipy.io
 
 from benchmarks.paper import plans, training
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.associations import associate
-from benchmarks.paper.confusion import confusion_matrix
-from benchmarks.paper.data import Images
-from benchmarks.paper.experiments import EMBEDDED, EXPERIMENTS, with_seed
-from benchmarks.paper.neighbours import nearest
-from benchmarks.paper.networks import MnistNetwork
+from benchmarks.paper.experiments import EMBEDDED
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.runs import RunConfig, finished, samples, trained_network
+from benchmarks.paper.runs import finished, samples, steps_done, trained_network
 
 # What stands beside the rows of --quick; what has no source bears a question mark.
 PAPERS_NUMBERS = {
     "table1": ["0.89?", "0.36?"],
     "table3": ["81.00?", "82.10?", "3.09?", "2.69?"],
     "table5": ["18.56?", "0.51", "0.38?"],
+}
+# Group, series, labelled and unlabelled images of each row of test errors. MNIST-5k has 4,000 digits to train with,
+# scikit-learn 1,415.
+MNIST_5K_ROW = ("100", "with association", "100", "4000")
+ROWS = {
+    "table1": [
+        ("100", "labels only", "100", "0"),
+        MNIST_5K_ROW,
+        ("all", "labels only", "4000", "0"),
+        ("all", "with association", "4000", "4000"),
+    ],
+    "table3": [
+        ("20", "0", "20", "0"),
+        ("20", "40", "20", "40"),
+        ("20", "all", "20", "4000"),
+        ("all", "0", "4000", "0"),
+        ("all", "40", "4000", "40"),
+        ("all", "all", "4000", "4000"),
+    ],
+    "table4": [("0", "100 labels", "100", "4000"), ("1", "100 labels", "100", "4000")],
+    "table5": [
+        ("source only", "scikit-learn digits to MNIST-5k", "1415", "0"),
+        ("adapted", "scikit-learn digits to MNIST-5k", "1415", "4000"),
+        ("target only", "scikit-learn digits to MNIST-5k", "4000", "0"),
+    ],
+    **{name: [MNIST_5K_ROW] for name in ("figure2", "figure3", "figure4")},
+    "curves": [("100 labels", "eager PyTorch", "100", "4000"), ("100 labels", "fastassoc", "100", "4000")],
 }
 QUICK = ["--quick", "--quiet"]
 
@@ -57,16 +84,17 @@ def shared_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("paper")
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def write_mnist(folder: Path, count: int = 60) -> None:
+def papers_numbers(rows: list[dict[str, str]]) -> list[str]:
+    """Without the rows of a figure's findings, of which the paper has none, and without what is not known."""
+    return [row["paper"] for row in rows if row["paper"] not in ("", "-", "n/a")]
+
+
+def write_mnist(folder: Path, count: int = 120) -> None:
     rng = np.random.default_rng(0)
     for part, size in (("train", count), ("t10k", 20)):
         for name, array in (
@@ -105,7 +133,17 @@ def test_every_embedded_command(name: str, shared_out: Path, capsys: pytest.Capt
     assert (shared_out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "its numbers mean nothing" in printed
     rows = read_csv(shared_out / f"{name}.csv")
-    assert [row["paper"] for row in rows if row["paper"] != "n/a"] == PAPERS_NUMBERS.get(name, [])
+    assert papers_numbers(rows) == PAPERS_NUMBERS.get(name, [])
+    assert {row["std"] for row in rows} == {"-"}  # one run has none
+    errors = [row for row in rows if row["quantity"] == "test error, %"]
+    names = list(rows[0])[2:4]  # of group and series, which differ between experiments
+    assert [tuple(row[name] for name in (*names, "labelled_images", "unlabelled_images")) for row in errors] == ROWS[
+        name
+    ]
+    if name == "table4":
+        assert [row["visit_weight"] for row in rows] == ["0.0", "1.0"]
+    if name == "curves":
+        assert [row["loss"] for row in errors] == ["eager", "fastassoc"]
     for row in rows:
         assert -100 <= float(row["median"]) <= 100
         assert row["median"] in printed
@@ -129,6 +167,7 @@ def test_trainings_are_shared_between_commands(shared_out: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("name", "writers", "rows"),
     [
+        ("table1", [write_mnist], 4),
         ("table3", [write_svhn], 6),
         ("table5", [write_svhn, write_mnist], 3),
         ("stl10", [write_stl10], 2),
@@ -146,7 +185,7 @@ def test_commands_on_published_files(
     written = read_csv(out / f"{name}.csv")
     assert len(written) == rows
     numbers = PAPERS_NUMBERS.get(name, [])
-    assert [row["paper"] for row in written if row["paper"] != "n/a"] == numbers
+    assert papers_numbers(written) == numbers
     printed = capsys.readouterr().out
     assert all(number in printed for number in numbers)
     assert ("check it there before citing it" in printed) == any("?" in number for number in numbers)
@@ -154,11 +193,11 @@ def test_commands_on_published_files(
 
 def test_data_may_lie_in_subfolders(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    write_mnist(tmp_path / "mnist", count=100)
+    write_mnist(tmp_path / "mnist")
     out = tmp_path / "out"
     assert main(["figure3", *QUICK, "--steps", "1", "--data", str(tmp_path), "--out", str(out)]) == 0
     (row,) = read_csv(out / "figure3.csv")
-    assert (row["labelled_images"], row["unlabelled_images"], row["test_images"]) == ("100", "100", "20")
+    assert (row["labelled_images"], row["unlabelled_images"], row["test_images"]) == ("100", "120", "20")
     assert row["steps"] == "1"
 
 
@@ -199,18 +238,66 @@ def test_resume_goes_on_from_the_checkpoint(
 
     monkeypatch.setattr(training, "batch_loss", counting)
     options = ["figure3", *QUICK, "--steps", "8"]
-    with pytest.raises(KeyboardInterrupt):
-        main([*options, "--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 1
+    assert main([*options, "--out", str(tmp_path)]) == 130
+    assert "with --resume also within the others" in capsys.readouterr().err
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
+    assert steps_done(plans.mnist(Settings(quick=True, steps=8)), tmp_path / "runs") == 5
+    kept = shutil.copytree(tmp_path, tmp_path / "kept")
     assert main([*options, "--resume", "--out", str(tmp_path)]) == 0
+    assert "start anew" not in capsys.readouterr().out
     assert trained_steps == 6 + 3  # the sixth step was lost, the five before it not
-    assert not list(tmp_path.glob("runs/*/checkpoint.pt"))
+    assert not checkpoint.exists()
+
+    events = kept / checkpoint.relative_to(tmp_path).with_name("events.of.before")
+    events.touch()
+    assert main([*options, "--out", str(kept)]) == 0
+    assert trained_steps == 6 + 3 + 8
+    assert not events.exists()
+    assert "1 interrupted trainings start anew" in capsys.readouterr().out
     assert main([*options, "--out", str(tmp_path / "uninterrupted")]) == 0
     resumed, whole = (
         json.loads(next(folder.glob("runs/*/run.json")).read_text())["curve"]
         for folder in (tmp_path, tmp_path / "uninterrupted")
     )
     assert resumed == whole
+
+
+def test_processes_end_with_the_command(tmp_path: Path) -> None:
+    """Ctrl-C goes to all processes of a terminal at once, also to one that still imports what it needs."""
+    options = [*QUICK, "--steps", "1000000", "--runs", "2", "--workers", "2", "--out", str(tmp_path)]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.paper", "figure3", *options],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(command.pid, signal.SIGINT)
+        _, errors = command.communicate(timeout=60)  # until the last process has closed these pipes
+    finally:
+        command.kill()
+    assert command.returncode == 130
+    assert "--resume" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_another_commit_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["figure3", *QUICK, "--steps", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "another commit" not in capsys.readouterr().out
+    (record,) = tmp_path.glob("runs/*/run.json")
+    content = json.loads(record.read_text())
+    content["environment"]["commit"] = "0123abc"
+    record.write_text(json.dumps(content))
+    assert main(command) == 0
+    assert "of another commit (0123abc) than this code" in capsys.readouterr().out
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -243,9 +330,16 @@ def test_stl10_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_too_few_images_are_told_before_the_first_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_mnist(tmp_path)
+    write_mnist(tmp_path, count=60)
     assert main(["table1", "--quiet", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "class 0 has 6 training images where 10 are needed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_figure2_needs_unlabelled_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path, count=100)
+    assert main(["figure2", *QUICK, "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "class 0 has no training image without a label, which Figure 2 shows" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/runs/*"))
 
 
@@ -257,6 +351,22 @@ def test_divergence_is_told(
     assert "try a smaller learning rate" in capsys.readouterr().err
 
 
+def test_only_what_cannot_be_written_is_blamed_on_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["figure3", *QUICK, "--out", str(out)]) == 2
+        assert f"--out {out}: cannot be written to" in capsys.readouterr().err
+
+    def fail(*arguments: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(training, "batch_loss", fail)
+    assert main(["figure3", *QUICK, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith("error: [Errno 12] Cannot allocate memory\n")
+
+
 def test_missing_package_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,34 +375,15 @@ def test_missing_package_says_how_to_install_it(
     assert "the package tqdm is missing" in capsys.readouterr().err
 
 
-# --- configurations -------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def configs(name: str, settings: Settings) -> set[RunConfig]:
-    return set(EXPERIMENTS[name](settings).configs(settings))
-
-
-@pytest.mark.parametrize("steps", [None, 7, 3000])
-def test_tables_share_what_they_have_in_common(steps: int | None) -> None:
-    settings = Settings(steps=steps)
-    (common,) = configs("figure3", Settings(steps=steps, runs=1))
-    for name in EMBEDDED:
-        assert (common in configs(name, settings)) == (name != "table5"), name
-    assert len(configs("table1", settings) & configs("table3", settings)) == 4 * 3
-
-
-def test_the_key_tells_every_field_apart() -> None:
-    base = plans.mnist(Settings())
-    others = [plans.mnist(Settings(device="cuda")), plans.mnist(Settings(quick=True)), with_seed(base, 1)]
-    others += [cell.config for cell in EXPERIMENTS["table5"](Settings()).cells]
-    assert len({config.key for config in (base, *others)}) == 7
-    assert base.key == plans.mnist(Settings(runs=9)).key
-
-
-def test_a_seed_goes_down_to_the_run_that_is_started_from() -> None:
-    adapted = with_seed(plans.domain_adaptation(Settings())["adapted"], 5)
-    assert adapted.start is not None
-    assert (adapted.seed, adapted.start.seed) == (5, 5)
+def test_a_run_without_weights_is_not_finished(tmp_path: Path) -> None:
+    assert main(["figure3", *QUICK, "--steps", "1", "--out", str(tmp_path)]) == 0
+    config = plans.mnist(Settings(quick=True, steps=1))
+    assert finished(config, tmp_path / "runs") is not None
+    (tmp_path / "runs" / config.key / "weights.pt").unlink()
+    assert finished(config, tmp_path / "runs") is None
 
 
 def test_the_adapted_network_starts_from_the_source_network(shared_out: Path) -> None:
@@ -305,38 +396,3 @@ def test_the_adapted_network_starts_from_the_source_network(shared_out: Path) ->
     assert target.curve.test_error_percent[0] == source.error_percent
     assert samples(adapted).unlabelled.shape[1:] == samples(adapted).train.images.shape[1:]
     assert trained_network(adapted, shared_out / "runs").training
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def test_associations_are_the_walk_of_the_shown_digits() -> None:
-    images = torch.randint(0, 256, (6, 1, 28, 28), generator=seeded(), dtype=torch.uint8)
-    digits = Images(images, torch.arange(6) % 3)
-    walk = associate(MnistNetwork(3, seeded()), digits[torch.arange(3)], digits)
-    assert walk.p_ab.shape == (3, 6)
-    assert walk.p_ba.shape == (6, 3)
-    np.testing.assert_allclose(walk.p_ab.sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(walk.p_ba.sum(1), 1, rtol=1e-5)
-    assert walk.correct_percent == pytest.approx(100 / 3 * float(np.trace(walk.p_ab @ walk.p_ba)))
-
-
-def test_confusion_matrix_by_hand() -> None:
-    matrix = confusion_matrix(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 0]), 3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [2, 0, 0]]
-
-
-def test_nearest_by_cosine_similarity_by_hand() -> None:
-    embeddings = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
-    neighbours = nearest(embeddings)
-    assert neighbours.indices[0].tolist() == [1, 2, 3]
-    expected = [10 / 101**0.5, 0.0, -1.0]
-    assert neighbours.similarity[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert neighbours.agreement_percent(torch.tensor([0, 0, 0, 1])) == pytest.approx(100 * 6 / 12)
-
-
-def test_nearest_in_parts_is_nearest_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    embeddings = torch.randn(50, 8, generator=seeded())
-    whole = nearest(embeddings)
-    monkeypatch.setattr("benchmarks.paper.neighbours.QUERIES_AT_ONCE", 7)
-    assert torch.equal(nearest(embeddings).indices, whole.indices)

@@ -170,6 +170,28 @@ def test_too_few_samples_are_an_error() -> None:
 def test_every_seed_and_purpose_has_its_own_stream() -> None:
     seeds = {random_stream(seed, stream).initial_seed() for seed in range(50) for stream in Stream}
     assert len(seeds) == 50 * len(Stream)
+    seed = 2**32 - 1
+    assert (
+        random_stream(seed, Stream.AUGMENTATION).initial_seed()
+        < random_stream(0, Stream.UNLABELLED_AUGMENTATION).initial_seed()
+    )
+
+
+def test_a_new_stream_leaves_the_others_as_they_were() -> None:
+    """Results that took an hour were drawn from these."""
+    streams = (Stream.SETUP, Stream.LABELLED, Stream.UNLABELLED, Stream.WEIGHTS)
+    assert [random_stream(7, stream).initial_seed() for stream in streams] == [35, 36, 37, 38]
+
+
+def test_augmented_labelled_images_do_not_depend_on_unlabelled_ones() -> None:
+    images = torch.randint(0, 256, (10, 3, 18, 18), generator=seeded(), dtype=torch.uint8)
+    data = Images(images, torch.arange(10) % 5)
+    drawn = []
+    for unlabelled in (None, UnlabelledBatches(images, 4, seeded(2))):
+        labelled = LabelledBatches(data, choose_per_class(data.labels, 2, seeded()), 2, seeded(1))
+        batches = Batches(labelled, unlabelled, "cpu", Stl10Augmentation(), [seeded(3), seeded(4)])
+        drawn.append([batches.draw()[0].images for _ in range(3)])
+    assert all(torch.equal(alone, beside) for alone, beside in zip(*drawn, strict=True))
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -261,7 +283,7 @@ def stl10_training(checkpoint: Path | None, progress: Any) -> tuple[AssociationN
     network = Stl10Network(5, seeded(), side=18)
     labelled = LabelledBatches(data, choose_per_class(data.labels, 4, seeded()), 2, seeded(1))
     unlabelled = UnlabelledBatches(images, 10, seeded(2))
-    batches = Batches(labelled, unlabelled, "cpu", Stl10Augmentation(), seeded(3))
+    batches = Batches(labelled, unlabelled, "cpu", Stl10Augmentation(), [seeded(3), seeded(4)])
     return network, train(network, batches, data, options(steps=5), progress, checkpoint=checkpoint)
 
 

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.paper import arguments as types
+from benchmarks.paper import status
 from benchmarks.paper.data import DataError, read_mnist
 from benchmarks.paper.schedules import LearningRate, Weight
-from benchmarks.paper.training import DivergenceError, Progress, TrainingOptions
+from benchmarks.paper.training import Progress, TrainingOptions
 
-EXIT_FAILED, EXIT_UNUSABLE = 1, 2  # argparse uses 2 too
 MAXIMUM_LABELLED_PER_CLASS_IN_BATCH = 10  # of the default; the paper's value
 
 DESCRIPTION = """\
@@ -35,7 +35,7 @@ files written to the folder of --out:
   results.json       the numbers behind the curves, the options, the version of torch
 
 On a CPU, the same options and number of threads give the same numbers every time.
-exit status: 0 done, 1 a training failed, 2 an option, a file or a package cannot be used"""
+exit status: 0 done, 1 a training failed, 2 an option, a file or a package cannot be used, 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,17 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"argument --labelled-per-class-in-batch: {arguments.labelled_per_class_in_batch} is more than the "
             f"{arguments.labels_per_class} of --labels-per-class"
         )
-    try:
-        _run(arguments)
-    except ModuleNotFoundError as error:
-        return _fail(f"the package {error.name} is missing; to install it: pip install fastassoc[demo]", EXIT_UNUSABLE)
-    except DataError as error:
-        return _fail(str(error), EXIT_UNUSABLE)
-    except OSError as error:
-        return _fail(f"--out {arguments.out}: cannot be written to ({error})", EXIT_UNUSABLE)
-    except DivergenceError as error:
-        return _fail(str(error), EXIT_FAILED)
-    return 0
+    return status.run(
+        "benchmarks.mnist", partial(_run, arguments), arguments.out, interrupted="interrupted; nothing was saved"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -206,11 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     output.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"python -m benchmarks.mnist: error: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper.associations import associate, save_association_graph
+from benchmarks.paper.associations import SHOWN_UNLABELLED_PER_CLASS, associate, save_association_graph
 from benchmarks.paper.data import Dataset, Images
 from benchmarks.paper.networks import MnistNetwork
 from benchmarks.paper.plots import save_error_curves
@@ -28,7 +28,6 @@ from benchmarks.paper.sampling import (
 from benchmarks.paper.training import Curve, Progress, TrainingOptions, train
 
 SUPERVISED, ASSOCIATION = "supervised only", "with association"
-SHOWN_UNLABELLED_PER_CLASS = 2
 
 
 @dataclass(frozen=True)

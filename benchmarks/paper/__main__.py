@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from benchmarks.paper import arguments as types
-from benchmarks.paper.data import DataError
-from benchmarks.paper.training import DivergenceError
-
-EXIT_FAILED, EXIT_UNUSABLE = 1, 2  # argparse uses 2 too
+from benchmarks.paper import status
 
 NAMES = {
     "table1": "MNIST with 100, 1000 and all labels, with and without association",
@@ -45,7 +42,9 @@ files written to the folder of --out:
 
 A training that the folder holds already is not repeated, also where another table needs it; to train anew, name another
 folder. On a CPU, the same options and number of threads give the same numbers every time.
-exit status: 0 done, 1 a training failed, 2 an option, a file or a package cannot be used"""
+exit status: 0 done, 1 a training failed, 2 an option, a file or a package cannot be used, 130 interrupted"""
+
+INTERRUPTED = "interrupted; the same command goes on after the finished trainings, with --resume also within the others"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,19 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.experiment == "all" and arguments.data is not None:
         parser.error("argument --data: 'all' runs on the embedded data; name one experiment for your own")
-    try:
-        _run(arguments)
-    except ModuleNotFoundError as error:
-        return _fail(f"the package {error.name} is missing; to install it: pip install fastassoc[demo]", EXIT_UNUSABLE)
-    except DataError as error:
-        return _fail(str(error), EXIT_UNUSABLE)
-    except OSError as error:
-        return _fail(f"--out {arguments.out}: cannot be written to ({error})", EXIT_UNUSABLE)
-    except DivergenceError as error:
-        return _fail(str(error), EXIT_FAILED)
-    except BrokenProcessPool:
-        return _fail("a process ended without a word, perhaps for lack of memory; try fewer --workers", EXIT_FAILED)
-    return 0
+    return status.run("benchmarks.paper", partial(_run, arguments), arguments.out, interrupted=INTERRUPTED)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -92,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> None:
     runs = arguments.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     configs = [config for experiment in experiments for config in experiment.configs(settings)]
+    for experiment in experiments:
+        figures.check(experiment, settings)  # before hours of training
     execute_all(configs, runs, workers=arguments.workers, resume=arguments.resume, quiet=arguments.quiet)
 
     for experiment in experiments:
@@ -167,11 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"python -m benchmarks.paper: error: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

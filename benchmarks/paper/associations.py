@@ -22,6 +22,8 @@ from benchmarks.paper.networks import AssociationNetwork
 from benchmarks.paper.plots import BLUE, VERMILION
 from benchmarks.paper.training import embed
 
+SHOWN_UNLABELLED_PER_CLASS = 2
+
 LEFT, MIDDLE, RIGHT = 0.0, 1.0, 2.0  # columns of the association graph
 HALF_WIDTH = {LEFT: 0.078, MIDDLE: 0.055, RIGHT: 0.078}  # of a digit in its frame: lines end there
 MINIMUM_LINE_WIDTH, MAXIMUM_LINE_WIDTH = 0.4, 6.0  # points, of steps of probability 0 and 1

@@ -11,12 +11,14 @@ from benchmarks.paper.plans import Settings
 from benchmarks.paper.reported import (
     MNIST,
     MNIST_REMARK,
+    NO_SUCH_NUMBER,
     NO_TEXT,
-    NOT_VERIFIED,
+    NOT_KNOWN,
     STL10_REMARK,
     SVHN,
     SVHN_TO_MNIST,
     SVHN_TO_MNIST_REMARK,
+    SVHN_TO_MNIST_START_REMARK,
     UNCHECKED,
 )
 from benchmarks.paper.runs import RunConfig
@@ -32,7 +34,7 @@ class Cell:
     group: str
     series: str
     config: RunConfig
-    paper: str = NOT_VERIFIED
+    paper: str = NOT_KNOWN
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def table1(settings: Settings) -> Experiment:
             _labels(count),
             series,
             replace(base, labels_per_class=count, unlabelled=unlabelled),
-            NOT_VERIFIED if series == LABELS_ONLY else MNIST[_labels(count)],
+            NOT_KNOWN if series == LABELS_ONLY else MNIST[_labels(count)],
         )
         for count in counts
         for series, unlabelled in ((LABELS_ONLY, 0), (ASSOCIATION, None))
@@ -100,7 +102,7 @@ def table3(settings: Settings) -> Experiment:
             _labels(count),
             _count(others),
             replace(base, labels_per_class=count, unlabelled=others),
-            SVHN[_labels(count)].get(_count(others), NOT_VERIFIED),
+            SVHN[_labels(count)].get(_count(others), NO_SUCH_NUMBER),
         )
         for count in labelled
         for others in unlabelled
@@ -147,6 +149,8 @@ def table5(settings: Settings) -> Experiment:
             "the paper's numbers are of SVHN to MNIST: another task; here both sets are brought to "
             f"{side}x{side} pixels"
         )
+    else:
+        remarks.append(SVHN_TO_MNIST_START_REMARK)
     return Experiment(
         "table5",
         f"Table 5: domain adaptation, {pair}, error on the test set of the target",
@@ -181,7 +185,7 @@ def curves(settings: Settings) -> Experiment:
     """The same trainings with the eager loss and with fastassoc."""
     base = plans.mnist(settings)
     cells = [
-        Cell("100 labels", series, replace(base, training=replace(base.training, loss=loss)))
+        Cell("100 labels", series, replace(base, training=replace(base.training, loss=loss)), NO_SUCH_NUMBER)
         for series, loss in ((EAGER, "eager"), (FASTASSOC, "fastassoc"))
     ]
     return Experiment(
@@ -190,7 +194,7 @@ def curves(settings: Settings) -> Experiment:
         "labelled digits",
         "loss code",
         tuple(cells),
-        ("the paper has no such comparison",),
+        ("-: the paper has no such comparison",),
     )
 
 

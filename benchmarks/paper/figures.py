@@ -8,18 +8,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.paper.associations import Associations, associate, save_association_graph
+from benchmarks.paper.associations import SHOWN_UNLABELLED_PER_CLASS, Associations, associate, save_association_graph
 from benchmarks.paper.confusion import labelled_images, save_confusion
-from benchmarks.paper.data import Images
+from benchmarks.paper.data import DataError, Images
 from benchmarks.paper.experiments import Experiment
 from benchmarks.paper.neighbours import NEIGHBOURS, nearest, save_neighbours
+from benchmarks.paper.plans import Settings
 from benchmarks.paper.plots import save_errors, save_learning_curves
 from benchmarks.paper.results import Finding, Measured
 from benchmarks.paper.runs import RunConfig, Samples, initial_network, samples, trained_network
 from benchmarks.paper.sources import load
 from benchmarks.paper.training import embed, predict
 
-SHOWN_UNLABELLED_PER_CLASS = 2
+
+def check(experiment: Experiment, settings: Settings) -> None:
+    """Raises `DataError` where the data leave nothing to show in the picture of ``experiment``."""
+    if experiment.name == "figure2":
+        for config in experiment.configs(settings):
+            _shown(samples(config))
 
 
 def draw(path: Path, experiment: Experiment, measured: Sequence[Measured], runs: Path) -> list[Finding]:
@@ -103,6 +109,9 @@ def _shown(drawn: Samples) -> tuple[Images, Images]:
     carry[torch.cat(drawn.labelled)] = True
     others: list[Tensor] = []
     for indices in drawn.labelled:
-        same_class = drawn.train.labels == drawn.train.labels[indices[0]]
-        others.append((same_class & ~carry).nonzero().squeeze(1)[:SHOWN_UNLABELLED_PER_CLASS])
+        label = drawn.train.labels[indices[0]]
+        unlabelled = ((drawn.train.labels == label) & ~carry).nonzero().squeeze(1)
+        if len(unlabelled) == 0:
+            raise DataError(f"class {label} has no training image without a label, which Figure 2 shows")
+        others.append(unlabelled[:SHOWN_UNLABELLED_PER_CLASS])
     return drawn.train[torch.stack([indices[0] for indices in drawn.labelled])], drawn.train[torch.cat(others)]

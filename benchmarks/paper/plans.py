@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.paper.runs import RunConfig
 from benchmarks.paper.schedules import LearningRate, Weight
-from benchmarks.paper.sources import Source, folder_of
+from benchmarks.paper.sources import Source, find
 from benchmarks.paper.training import TrainingOptions
 
 # Embedded MNIST-5k: our choice, for a CPU; one decay of the original's factor in the last third.
@@ -49,13 +49,13 @@ STL10 = TrainingOptions(
     eval_every=2_000,
 )
 STL10_UNLABELLED = 20_000  # a random part of unlabeled_X.bin, as tools/stl10.py takes it
-# Rates, batches and steps: the README's SVHN to MNIST; visit weight: domain_adaptation.ipynb, which starts from the
-# network trained on the source, so that no ramp is needed.
+# The command of the original's README for SVHN to MNIST. It starts from random weights; `domain_adaptation` starts from
+# the network trained on the source.
 SVHN_TO_MNIST = TrainingOptions(
     steps=12_000,
     learning_rate=LearningRate(1e-4, factor=0.33, every=9_000, minimum=1e-6),
-    walker=Weight(1.0),
-    visit=Weight(0.5),
+    walker=Weight(1.0, "linear", duration=1, delay=500),
+    visit=Weight(0.2, "linear", duration=1, delay=500),
     eval_every=500,
 )
 SVHN_TO_MNIST_PER_CLASS, SVHN_TO_MNIST_UNLABELLED_BATCH = 100, 1_000
@@ -88,10 +88,6 @@ class Settings:
         """One for each run."""
         return range(self.seed, self.seed + self.runs)
 
-    def folder(self, name: str) -> str | None:
-        """Where the files of data set ``name`` are; None: embedded."""
-        return folder_of(name, self.data)
-
     def apply(self, config: RunConfig) -> RunConfig:
         """``config`` on the chosen device, for the chosen number of steps, and small for ``--quick``."""
         config = replace(config, device=self.device)
@@ -111,20 +107,20 @@ class Settings:
 def mnist(settings: Settings) -> RunConfig:
     """MNIST with 10 labels per class and all digits unlabelled."""
     training = MNIST_5K if settings.data is None else MNIST
-    source = Source("mnist", settings.folder("mnist"))
+    source = find("mnist", settings.data)
     return settings.apply(RunConfig(source, "mnist", training, labels_per_class=10, unlabelled=None))
 
 
 def svhn(settings: Settings) -> RunConfig:
     """SVHN with 10 labels per class and all images unlabelled."""
-    source = Source("svhn", settings.folder("svhn"))
+    source = find("svhn", settings.data)
     config = RunConfig(source, "svhn", SVHN, labels_per_class=10, unlabelled=None, augmentation="svhn")
     return settings.apply(config)
 
 
 def stl10(settings: Settings) -> RunConfig:
     """STL-10 with 100 labels per class (2 for ``--quick``)."""
-    source = Source("stl10", settings.folder("stl10"))
+    source = find("stl10", settings.data)
     config = RunConfig(
         source,
         "stl10",
@@ -144,8 +140,8 @@ def domain_adaptation(settings: Settings) -> dict[str, RunConfig]:
         per_class, unlabelled_batch = 10, 100
     else:
         network, training = "svhn", SVHN_TO_MNIST
-        source = Source("svhn", settings.folder("svhn"))
-        target = Source("mnist", settings.folder("mnist"), side=32, channels=3)
+        source = find("svhn", settings.data)
+        target = find("mnist", settings.data, side=32, channels=3)
         per_class, unlabelled_batch = SVHN_TO_MNIST_PER_CLASS, SVHN_TO_MNIST_UNLABELLED_BATCH
     base = settings.apply(
         RunConfig(

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.paper.runs import RunConfig, check, execute, finished
+from benchmarks.environment import commit
+from benchmarks.paper.runs import RunConfig, check, execute, finished, steps_done
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 REFRESH_SECONDS = 0.5
 
@@ -33,30 +39,35 @@ def execute_all(configs: Iterable[RunConfig], runs: Path, *, workers: int, resum
     ``workers`` processes share the cores; one stands for this process with its threads as they are. Raises what
     `execute` raises; what is wrong with the data, before the first training.
     """
-    wanted = dict.fromkeys(config for whole in configs for config in _with_start(whole))
-    missing = [config for config in wanted if finished(config, runs) is None]
-    reused = len(wanted) - len(missing)
+    wanted = {config: finished(config, runs) for whole in configs for config in _with_start(whole)}
+    missing = [config for config, record in wanted.items() if record is None]
+    reused = [record for record in wanted.values() if record is not None]
     if reused:
-        print(f"{reused} of {len(wanted)} trainings are already in {runs}")
+        print(f"{len(reused)} of {len(wanted)} trainings are already in {runs}")
+    others = {record.environment["commit"] for record in reused} - {commit()}
+    if others:
+        print(f"some of them are of another commit ({', '.join(sorted(others))}) than this code ({commit()})")
     if not missing:
         return
     for config in missing:
         check(config)  # all of them, before hours go into the first
+    done = {config: steps_done(config, runs) for config in missing}
+    interrupted = sum(steps > 0 for steps in done.values())
+    if interrupted and not resume:
+        print(f"{interrupted} interrupted trainings start anew; with --resume they go on from their checkpoints")
+        done = dict.fromkeys(missing, 0)
     missing.sort(key=_cost, reverse=True)  # the long ones first, so that the processes end together
     # A run that starts from another waits for all that do not.
     waves = [[config for config in missing if (config.start is not None) == starts] for starts in (False, True)]
     if workers == 1:
-        _in_this_process([config for wave in waves for config in wave], runs, resume, quiet)
+        _in_this_process({config: done[config] for wave in waves for config in wave}, runs, resume, quiet)
     else:
-        _in_processes([wave for wave in waves if wave], runs, workers, resume, quiet)
+        _in_processes([wave for wave in waves if wave], sum(done.values()), runs, workers, resume, quiet)
 
 
-def _in_this_process(configs: list[RunConfig], runs: Path, resume: bool, quiet: bool) -> None:
-    from tqdm import tqdm
-
-    for number, config in enumerate(configs, start=1):
-        name = f"training {number} of {len(configs)}"
-        with tqdm(total=config.training.steps, desc=name, unit="step", disable=quiet, dynamic_ncols=True) as bar:
+def _in_this_process(done: dict[RunConfig, int], runs: Path, resume: bool, quiet: bool) -> None:
+    for number, (config, steps) in enumerate(done.items(), start=1):
+        with _bar(f"training {number} of {len(done)}", steps, config.training.steps, quiet) as bar:
 
             def update(numbers: dict[str, float], bar: tqdm = bar) -> None:
                 bar.set_postfix({key: f"{value:.2f}" for key, value in numbers.items()}, refresh=False)
@@ -65,9 +76,9 @@ def _in_this_process(configs: list[RunConfig], runs: Path, resume: bool, quiet: 
             execute(config, runs, update, resume=resume)
 
 
-def _in_processes(waves: list[list[RunConfig]], runs: Path, workers: int, resume: bool, quiet: bool) -> None:
-    from tqdm import tqdm
-
+def _in_processes(
+    waves: list[list[RunConfig]], done_before: int, runs: Path, workers: int, resume: bool, quiet: bool
+) -> None:
     context = get_context("spawn")  # a fork would copy PyTorch's threads in an unknown state
     counter, stop = context.Value("q", 0), context.Event()
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -75,14 +86,15 @@ def _in_processes(waves: list[list[RunConfig]], runs: Path, workers: int, resume
     count = sum(len(wave) for wave in waves)
     with (
         ProcessPoolExecutor(workers, context, _start_worker, (counter, stop, threads)) as pool,
-        tqdm(total=steps, desc=f"{count} trainings", unit="step", disable=quiet, dynamic_ncols=True) as bar,
+        _bar(f"{count} trainings", done_before, steps, quiet) as bar,
     ):
         try:
             for wave in waves:
-                pending: set[Future[None]] = {pool.submit(_train, config, runs, resume) for config in wave}
+                with _interrupts_ignored():
+                    pending: set[Future[None]] = {pool.submit(_train, config, runs, resume) for config in wave}
                 while pending:
                     done, pending = wait(pending, REFRESH_SECONDS, FIRST_EXCEPTION)
-                    bar.update(counter.value - bar.n)
+                    bar.update(done_before + counter.value - bar.n)
                     for future in done:
                         future.result()
         except BaseException:
@@ -91,10 +103,26 @@ def _in_processes(waves: list[list[RunConfig]], runs: Path, workers: int, resume
             raise
 
 
+def _bar(name: str, done: int, steps: int, quiet: bool) -> tqdm:
+    from tqdm import tqdm
+
+    return tqdm(initial=done, total=steps, desc=name, unit="step", disable=quiet, dynamic_ncols=True)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C from their first instruction; this one hears it, and sets stop."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def _start_worker(counter: Synchronized[int], stop: Event, threads: int) -> None:
     global _steps_done, _stop
     _steps_done, _stop = counter, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it too, and sets stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not every system hands it down
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
@@ -120,7 +148,10 @@ def _count_step(numbers: dict[str, float]) -> None:
 
 
 def _with_start(config: RunConfig) -> list[RunConfig]:
-    return [config] if config.start is None else [*_with_start(config.start), config]
+    if config.start is None:
+        return [config]
+    assert config.start.start is None, "there are two waves"
+    return [config.start, config]
 
 
 def _cost(config: RunConfig) -> int:

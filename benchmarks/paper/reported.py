@@ -1,12 +1,13 @@
 """What the paper and its authors report: test errors in percent, and where they were read.
 
 The paper's text was not at hand. Numbers that end in a question mark were written down from memory of it and have to be
-checked there before they are cited. Others have a source, and where not even memory is sure the tables say n/a.
+checked there before they are cited. Others have a source. n/a stands where not even memory is sure, a dash where the
+paper has no such number.
 """
 
 from __future__ import annotations
 
-NOT_VERIFIED = "n/a"
+NOT_KNOWN, NO_SUCH_NUMBER = "n/a", "-"
 
 # Error in percent of SVHN to MNIST, "Table 5" of the paper, quoted in issues 14 and 15 of the original repository.
 SVHN_TO_MNIST = {"source only": "18.56?", "adapted": "0.51", "target only": "0.38?"}
@@ -37,7 +38,16 @@ SVHN_TO_MNIST_REMARK = (
     "the paper's 0.51 % is quoted in issues 14 and 15 of haeusser/learning_by_association; reruns of the original code "
     "in the same threads reach 2.4 to 4.3 %"
 )
+SVHN_TO_MNIST_START_REMARK = (
+    "trained as the README of haeusser/learning_by_association has it, but for the start: the adapted network goes on "
+    "from the one trained on the source, where the README's command starts from random weights"
+)
 STL10_REMARK = (
     "the first author gives 81 % test accuracy after a million steps (issue 8 of haeusser/learning_by_association), "
     "an error of 19 %; the paper's own decimals could not be verified"
 )
+
+
+def sourced(number: str) -> float | None:
+    """What the tables show as ``number``; None where it is from memory, not known, or not in the paper."""
+    return None if number in (NOT_KNOWN, NO_SUCH_NUMBER) or number.endswith("?") else float(number)

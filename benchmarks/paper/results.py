@@ -14,7 +14,7 @@ from benchmarks.paper.plans import Settings
 from benchmarks.paper.runs import Record, finished
 from benchmarks.report import print_table
 
-NOT_APPLICABLE = "n/a"
+NO_DEVIATION = "-"  # of a single run
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Finding:
 
     name: str
     values: tuple[float, ...]
-    paper: str = NOT_APPLICABLE
 
 
 def measure(experiment: Experiment, settings: Settings, runs: Path) -> list[Measured]:
@@ -56,7 +55,7 @@ def median(values: Sequence[float]) -> str:
 
 def deviation(values: Sequence[float]) -> str:
     """The standard deviation of a sample (over its size less one), with two decimals; one value has none."""
-    return f"{statistics.stdev(values):.2f}" if len(values) > 1 else NOT_APPLICABLE
+    return f"{statistics.stdev(values):.2f}" if len(values) > 1 else NO_DEVIATION
 
 
 def report(experiment: Experiment, measured: Sequence[Measured], findings: Sequence[Finding] = ()) -> None:
@@ -89,8 +88,8 @@ def report(experiment: Experiment, measured: Sequence[Measured], findings: Seque
         )
     print_table(experiment.title, head, lines)
     if findings:
-        rows = [[item.name, item.paper, median(item.values), deviation(item.values)] for item in findings]
-        print_table("also", ["quantity", "paper", "here: median", "std"], rows)
+        rows = [[item.name, median(item.values), deviation(item.values)] for item in findings]
+        print_table("also", ["quantity", "median", "std"], rows)
     print()
     for remark in experiment.remarks:
         print(f"- {remark}")
@@ -108,7 +107,6 @@ def save_csv(
             {
                 "experiment": experiment.name,
                 "quantity": finding.name,
-                "paper": finding.paper,
                 "median": median(finding.values),
                 "std": deviation(finding.values),
                 "runs": len(finding.values),

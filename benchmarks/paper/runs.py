@@ -67,7 +67,7 @@ class RunConfig:
     @property
     def key(self) -> str:
         """The name of the run's folder."""
-        content = json.dumps(asdict(self), sort_keys=True)
+        content = json.dumps(asdict(self, dict_factory=_without_absent_files), sort_keys=True)
         return f"{self.source.name}-seed{self.seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -135,11 +135,19 @@ def trained_network(config: RunConfig, runs: Path) -> AssociationNetwork:
 def finished(config: RunConfig, runs: Path) -> Record | None:
     """What is known of the run of ``config`` in the folder ``runs``; None where it is not finished."""
     path = runs / config.key / "run.json"
-    if not path.exists():
+    if not (path.exists() and path.with_name("weights.pt").exists()):
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     curve = Curve(**content["curve"])
     return Record(config, content["environment"], content["sizes"], curve, content["seconds"])
+
+
+def steps_done(config: RunConfig, runs: Path) -> int:
+    """How many steps the checkpoint of ``config`` has behind it; 0 where there is none."""
+    checkpoint = runs / config.key / "checkpoint.pt"
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["step"])
 
 
 def check(config: RunConfig) -> None:
@@ -153,19 +161,22 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     Raises `DataError` and `DivergenceError`.
     """
     folder = runs / config.key
+    about = environment(torch.device(config.device))
     drawn = samples(config)
     batches = _batches(config, drawn)
     network = initial_network(config, runs).to(config.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    if not resume:
+    if not (resume and checkpoint.exists()):
         checkpoint.unlink(missing_ok=True)
+        for events in folder.glob("events.*"):
+            events.unlink()
     with tensorboard_log(folder) as log:
         trained = train(network, batches, drawn.test, config.training, progress, checkpoint=checkpoint, log=log)
     save_whole(folder / "weights.pt", network.state_dict())
     content = {
         "config": asdict(config),
-        "environment": environment(torch.device(config.device)),
+        "environment": about,
         "sizes": {
             "labelled": sum(len(indices) for indices in drawn.labelled),
             "unlabelled": len(drawn.unlabelled) if drawn.chosen is None else len(drawn.chosen),
@@ -180,6 +191,11 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     checkpoint.unlink(missing_ok=True)
 
 
+def _without_absent_files(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Embedded data have no files: their runs keep the names that they had before files were part of a source."""
+    return dict(field for field in fields if field != ("files", None))
+
+
 def _batches(config: RunConfig, drawn: Samples) -> Batches:
     unlabelled = None
     if config.unlabelled != 0:
@@ -191,8 +207,11 @@ def _batches(config: RunConfig, drawn: Samples) -> Batches:
         config.labelled_per_class_in_batch,
         random_stream(config.seed, Stream.LABELLED),
     )
-    augmentation = None if config.augmentation is None else AUGMENTATIONS[config.augmentation]()
-    return Batches(labelled, unlabelled, config.device, augmentation, random_stream(config.seed, Stream.AUGMENTATION))
+    if config.augmentation is None:
+        return Batches(labelled, unlabelled, config.device)
+    streams = (Stream.AUGMENTATION, Stream.UNLABELLED_AUGMENTATION)
+    generators = [random_stream(config.seed, stream) for stream in streams]
+    return Batches(labelled, unlabelled, config.device, AUGMENTATIONS[config.augmentation](), generators)
 
 
 def _random_network(config: RunConfig) -> AssociationNetwork:

@@ -21,12 +21,19 @@ class Stream(IntEnum):
     LABELLED = 1
     UNLABELLED = 2
     WEIGHTS = 3
-    AUGMENTATION = 4
+    AUGMENTATION = 4  # of labelled images
+    UNLABELLED_AUGMENTATION = 5
+
+
+# Fixed, so that a new stream leaves the draws of the others as they are: each five have a range of seeds to themselves,
+# of which seeds below 2**32 reach no more than 5 * 2**32.
+STREAMS_OF_A_RANGE, RANGE = 5, 2**40
 
 
 def random_stream(seed: int, stream: Stream) -> torch.Generator:
-    """The generator of ``stream``; no two of a seed, or of two seeds, are the same."""
-    return torch.Generator().manual_seed(len(Stream) * seed + stream)
+    """The generator of ``stream``; no two of a seed, or of two seeds below 2**32, are the same."""
+    which, position = divmod(stream, STREAMS_OF_A_RANGE)
+    return torch.Generator().manual_seed(which * RANGE + STREAMS_OF_A_RANGE * seed + position)
 
 
 def choose_per_class(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -108,7 +115,8 @@ class UnlabelledBatches:
 class Batches:
     """What one training draws from: labelled images, perhaps unlabelled ones, perhaps an augmentation of both.
 
-    Batches come on ``device``, wherever the images are, and are augmented there.
+    Batches come on ``device``, wherever the images are, and are augmented there. ``generators`` are the augmentation's,
+    one for the labelled and one for the unlabelled images, so that the former do not depend on the latter.
     """
 
     def __init__(
@@ -117,19 +125,20 @@ class Batches:
         unlabelled: UnlabelledBatches | None,
         device: torch.device | str = "cpu",
         augmentation: Augmentation | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
         self._labelled, self._unlabelled, self._device = labelled, unlabelled, device
-        self._augmentation, self._generator = augmentation, generator or torch.Generator()
+        self._augmentation, self._generators = augmentation, generators
 
     def draw(self) -> tuple[Images, Tensor | None]:
         """The next labelled batch, and the next unlabelled one where there is one."""
         labelled = next(self._labelled).to(self._device)
         unlabelled = None if self._unlabelled is None else next(self._unlabelled).to(self._device)
         if self._augmentation is not None:
-            labelled = Images(self._augmentation(labelled.images, self._generator), labelled.labels)
+            for_labelled, for_unlabelled = self._generators
+            labelled = Images(self._augmentation(labelled.images, for_labelled), labelled.labels)
             if unlabelled is not None:
-                unlabelled = self._augmentation(unlabelled, self._generator)
+                unlabelled = self._augmentation(unlabelled, for_unlabelled)
         return labelled, unlabelled
 
     def state(self) -> dict[str, Any]:
@@ -137,7 +146,7 @@ class Batches:
         return {
             "labelled": self._labelled.state(),
             "unlabelled": self._unlabelled and self._unlabelled.state(),
-            "augmentation": self._generator.get_state(),
+            "augmentation": [generator.get_state() for generator in self._generators],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -145,4 +154,5 @@ class Batches:
         self._labelled.restore(state["labelled"])
         if self._unlabelled is not None:
             self._unlabelled.restore(state["unlabelled"])
-        self._generator.set_state(state["augmentation"])
+        for generator, saved in zip(self._generators, state["augmentation"], strict=False):
+            generator.set_state(saved)

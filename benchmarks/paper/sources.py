@@ -24,12 +24,24 @@ from benchmarks.paper.data import (
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by ``name``, from a ``folder`` or embedded (None), resized and recoloured where that is asked for."""
+    """A data set by ``name``, from a ``folder`` or embedded (None), resized and recoloured where that is asked for.
+
+    ``files``: name, size and time of modification of the files in ``folder``, so that what was trained on others is not
+    taken for the same.
+    """
 
     name: str
     folder: str | None = None
     side: int | None = None
     channels: int | None = None
+    files: str | None = None
+
+
+FILES = {
+    "mnist": ("train-*-ubyte*", "t10k-*-ubyte*"),
+    "svhn": ("train_32x32.mat", "test_32x32.mat"),
+    "stl10": ("*_X.bin", "*_y.bin"),
+}
 
 
 READERS: dict[str, Callable[[Path | None], Dataset]] = {
@@ -54,11 +66,15 @@ def load(source: Source) -> Dataset:
     )
 
 
-def folder_of(name: str, folder: Path | None) -> str | None:
-    """Where the files of data set ``name`` are: in ``folder``, or in its subfolder of that name."""
-    if folder is None:
-        return None
-    return str(folder / name if (folder / name).is_dir() else folder)
+def find(name: str, data: Path | None, *, side: int | None = None, channels: int | None = None) -> Source:
+    """The data set ``name``, embedded (None) or with its files in the folder ``data`` or in its subfolder ``name``."""
+    if data is None:
+        return Source(name, side=side, channels=channels)
+    folder = (data / name if (data / name).is_dir() else data).resolve()
+    paths = sorted(path for pattern in FILES[name] for path in folder.glob(pattern))
+    stats = [(path.name, path.stat()) for path in paths]
+    files = " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+    return Source(name, str(folder), side, channels, files)
 
 
 def _fit(images: Tensor, source: Source) -> Tensor:

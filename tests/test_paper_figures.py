@@ -1,0 +1,51 @@
+"""What the paper's figures show: associations, confusions, neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from benchmarks.paper.associations import associate
+from benchmarks.paper.confusion import confusion_matrix
+from benchmarks.paper.data import Images
+from benchmarks.paper.neighbours import nearest
+from benchmarks.paper.networks import MnistNetwork
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_associations_are_the_walk_of_the_shown_digits() -> None:
+    images = torch.randint(0, 256, (6, 1, 28, 28), generator=seeded(), dtype=torch.uint8)
+    digits = Images(images, torch.arange(6) % 3)
+    walk = associate(MnistNetwork(3, seeded()), digits[torch.arange(3)], digits)
+    assert walk.p_ab.shape == (3, 6)
+    assert walk.p_ba.shape == (6, 3)
+    np.testing.assert_allclose(walk.p_ab.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(walk.p_ba.sum(1), 1, rtol=1e-5)
+    assert walk.correct_percent == pytest.approx(100 / 3 * float(np.trace(walk.p_ab @ walk.p_ba)))
+
+
+def test_confusion_matrix_by_hand() -> None:
+    matrix = confusion_matrix(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 0]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [2, 0, 0]]
+
+
+def test_nearest_by_cosine_similarity_by_hand() -> None:
+    embeddings = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
+    neighbours = nearest(embeddings)
+    assert neighbours.indices[0].tolist() == [1, 2, 3]
+    expected = [10 / 101**0.5, 0.0, -1.0]
+    assert neighbours.similarity[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert neighbours.agreement_percent(torch.tensor([0, 0, 0, 1])) == pytest.approx(100 * 6 / 12)
+
+
+def test_nearest_in_parts_is_nearest_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = torch.randn(50, 8, generator=seeded())
+    whole = nearest(embeddings)
+    monkeypatch.setattr("benchmarks.paper.neighbours.QUERIES_AT_ONCE", 7)
+    assert torch.equal(nearest(embeddings).indices, whole.indices)
