@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.paper.experiments import Experiment
-from benchmarks.paper.reported import sourced
 from benchmarks.paper.results import Measured
 from benchmarks.paper.training import Curve
 
@@ -24,7 +23,7 @@ LOGARITHMIC_FROM = 8  # largest error over smallest
 
 
 def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]) -> None:
-    """The median error of every group, a line for each series, with a dot for each run; stars: the paper's."""
+    """The median error of every group, a line for each series, with a dot for each run."""
     groups = list(dict.fromkeys(item.cell.group for item in measured))
     series = list(dict.fromkeys(item.cell.series for item in measured))
     figure, axes = _new_figure()
@@ -45,13 +44,7 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
             axes.annotate(
                 f"{middle:.1f}", (place, middle), shift, textcoords="offset points", ha=side, color=colour, fontsize=9
             )
-    papers = [(item, sourced(item.cell.paper)) for item in measured]
-    known = [(item, number) for item, number in papers if number is not None]
-    if known:
-        places = [groups.index(item.cell.group) for item, _ in known]
-        axes.scatter(places, [value for _, value in known], marker="*", s=120, color="black", label="the paper")
-    errors = [error for item in measured for error in item.errors_percent] + [value for _, value in known]
-    _error_axis(axes, errors)
+    _error_axis(axes, [error for item in measured for error in item.errors_percent])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.4, len(groups) - 0.6)
     axes.set_xlabel(experiment.group_name)

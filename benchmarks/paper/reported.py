@@ -46,8 +46,3 @@ STL10_REMARK = (
     "the first author gives 81 % test accuracy after a million steps (issue 8 of haeusser/learning_by_association), "
     "an error of 19 %; the paper's own decimals could not be verified"
 )
-
-
-def sourced(number: str) -> float | None:
-    """What the tables show as ``number``; None where it is from memory, not known, or not in the paper."""
-    return None if number in (NOT_KNOWN, NO_SUCH_NUMBER) or number.endswith("?") else float(number)
