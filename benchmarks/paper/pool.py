@@ -90,7 +90,7 @@ def _in_processes(
     ):
         try:
             for wave in waves:
-                with _interrupts_ignored():
+                with _interrupts_later():
                     pending: set[Future[None]] = {pool.submit(_train, config, runs, resume) for config in wave}
                 while pending:
                     done, pending = wait(pending, REFRESH_SECONDS, FIRST_EXCEPTION)
@@ -110,13 +110,16 @@ def _bar(name: str, done: int, steps: int, quiet: bool) -> tqdm:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C from their first instruction; this one hears it, and sets stop."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_later() -> Iterator[None]:
+    """Processes started meanwhile never hear Ctrl-C, this one hears it afterwards, and sets stop."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _start_worker(counter: Synchronized[int], stop: Event, threads: int) -> None:
