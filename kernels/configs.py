@@ -1,8 +1,9 @@
 """Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
 A row was taken where the compiler reports no spilled registers (at most 32 bytes) and shared memory in the limit for
-every kernel, both with classes known to fit one tile and not. None has been timed yet: among those that fit, the widest
-tile of columns was preferred, then the fewer warps.
+every kernel, both with classes known to fit one tile and not, at D = 128. What spills elsewhere is listed at the end of
+`benchmarks/results/compile_report.md`. None has been timed yet: among those that fit, the widest tile of columns was
+preferred, then the fewer warps.
 """
 
 from __future__ import annotations
