@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastassoc.backends import cpu, cpu_memory, cpu_tiles
+from fastassoc.backends import cpu, cpu_memory, cpu_tiles, cpu_whole
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -29,9 +29,11 @@ def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """Sends every batch through "dense" (one block), "whole" (class blocks) or tiles."""
+    """Sends every batch through "dense" (one block), "whole" (class blocks, merged where that holds) or tiles."""
     monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
     monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
+    if path == "whole":
+        monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
 
 
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:

@@ -187,7 +187,10 @@ def test_rows_of_very_different_size(lowest: float) -> None:
         (math.inf, 1e-8, False),
     ],
 )
-def test_unshifted_exponentials_only_within_their_limits(score: float, eps: float, merged: bool) -> None:
+def test_unshifted_exponentials_only_within_their_limits(
+    score: float, eps: float, merged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
     a, b = torch.full((10, 1), score), torch.ones(10, 1)
     blocks = class_blocks(torch.zeros(10, dtype=torch.int64), torch.float32)
     problem = Problem(a, b, None, None, 1.0, eps, blocks, walker=True, visit=True, dtype=torch.float32)

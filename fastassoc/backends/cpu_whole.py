@@ -14,8 +14,8 @@ With ``G = dL/dp_aba``, ``h_j = dL/dp_ab_ij`` of the visit loss, and ``K_ik = f_
     sigma_j = sum_i q_ij dL/dq_ij       = sum_i t_ij (K t)_ij / 2
     ds_ij   = t_ij ((K t)_ij + f_i (h_j - rho_i) y_j - sigma_j / y_j)
 
-No score is shifted, so this holds while R and C stay within limits. Beyond, and for an ``eps`` near 0, the form is
-plain: both matrices of probabilities by two softmaxes.
+No score is shifted, so this holds while R and C stay within limits. Beyond, for an ``eps`` near 0, and for the smallest
+batches, the form is plain: both matrices of probabilities by two softmaxes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from fastassoc.classes import ClassBlocks
 
 _ALLOCATED = 2**14
 """Results of up to so many entries come from memory that the allocator has at hand."""
+_MERGED_SCORES = 2**15
+"""From so many scores on the merged form is quicker; below, the plain one has fewer operations."""
 _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 """Of R and C, in the merged form. Nothing overflows: ``t <= 1e10`` and ``K <= 2e6 / eps``, so ``K t`` is below 1e27 for
 each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
@@ -41,7 +43,8 @@ _SMALLEST_EPS = 1e-10
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
     """See `fastassoc.backends.Passes`."""
-    merged = _merged_walks(problem, needs_gradient) if problem.eps >= _SMALLEST_EPS else None
+    large = problem.a.shape[0] * problem.b.shape[0] >= _MERGED_SCORES
+    merged = _merged_walks(problem, needs_gradient) if large and problem.eps >= _SMALLEST_EPS else None
     return _plain_walks(problem, needs_gradient) if merged is None else merged
 
 
