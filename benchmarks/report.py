@@ -166,7 +166,7 @@ def plot_floor(path: Path, rows: list[Row], title: str) -> None:
         plot.barh(places, percentages, height=height, label=_LABELS[name], color=_COLOURS[name])
     plot.set_yticks(range(len(batches)), [Batch(*batch).label for batch in batches], fontsize=8)
     plot.invert_yaxis()
-    plot.set_xlabel("useful operations at the rate of a large matrix product, % of the time taken")
+    plot.set_xlabel("floor (useful operations at the rate of a large product), % of time")
     plot.set_title(title, fontsize=11)
     plot.grid(visible=True, axis="x", alpha=0.3)
     plot.legend(fontsize=9)
