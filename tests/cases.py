@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator with that seed."""
+    return torch.Generator().manual_seed(seed)
+
+
 class Case(NamedTuple):
     """Inputs of the loss."""
 
@@ -29,7 +34,7 @@ def make_case(
     n: int, m: int, d: int, classes: int, *, scale: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Case:
     """Normal embeddings; logits have a standard deviation of ``scale^2 sqrt(d)``. ``classes`` 0: all distinct."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     a = torch.randn(n, d, generator=generator, dtype=torch.float64) * scale
     b = torch.randn(m, d, generator=generator, dtype=torch.float64) * scale
     labels = torch.randint(0, classes, (n,), generator=generator) if classes else torch.randperm(n, generator=generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper.augmentation import Stl10Augmentation, SvhnAugmentation, affine, change_colour, gaussian_blur
+from tests.cases import seeded
 
 STL10, SVHN = Stl10Augmentation(), SvhnAugmentation()
 STL10_NOTHING = Stl10Augmentation(rotation=0, crop=0, brightness=1, saturation=(1, 1), hue=0, grey=0, flip=0)
@@ -22,17 +23,7 @@ BOTH = pytest.mark.parametrize("augmentation", [STL10, SVHN], ids=["stl10", "svh
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images this few gain nothing from a second thread, and lose much where other processes want the core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_images(count: int, height: int = 12, width: int = 17) -> Tensor:

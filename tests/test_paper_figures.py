@@ -13,10 +13,7 @@ from benchmarks.paper.confusion import confusion_matrix
 from benchmarks.paper.data import Images
 from benchmarks.paper.neighbours import nearest
 from benchmarks.paper.networks import MnistNetwork
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.cases import seeded
 
 
 def test_associations_are_the_walk_of_the_shown_digits() -> None:

@@ -1,0 +1,58 @@
+"""The figures of the README are those of the committed results."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def read_results(name: str) -> list[dict[str, str]]:
+    with (ROOT / "benchmarks" / "results" / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table_below(heading: str) -> list[list[str]]:
+    """The rows of the first table below ``heading``, as cells."""
+    (table,) = re.findall(r"(?:^\|.*\n)+", README[README.index(heading) :], re.MULTILINE)[:1]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_times_are_the_suites() -> None:
+    times = {
+        (f"{row['n']} x {row['m']}, {row['classes']}", row["provider"]): row
+        for row in read_results("paper.csv") + read_results("large.csv")
+        if row["d"] == "128" and row.get("scale", "0.55") == "0.55"
+    }
+    rows = table_below("## Speed and memory on a CPU")
+    assert len(rows) == 7
+    for name, mine, eager, over_eager, compiled, over_compiled, floor in rows:
+        medians = {x: float(times[name, x]["median_ms"]) for x in ("fastassoc", "eager", "compiled")}
+        for written, provider in ((mine, "fastassoc"), (eager, "eager"), (compiled, "compiled")):
+            assert float(written) == pytest.approx(medians[provider], rel=0.01), (name, provider)
+        # That against eager code is a median of ratios; both are written with one decimal.
+        assert over_eager == f"{float(times[name, 'fastassoc']['times_eager']):.1f}", name
+        assert float(over_compiled) == pytest.approx(medians["compiled"] / medians["fastassoc"], abs=0.051), name
+        assert floor == f"{float(times[name, 'fastassoc']['floor_over_time']):.0%}"
+
+
+def test_errors_are_the_experiments() -> None:
+    rows = read_results("experiments/table3.csv")
+    medians = {(row["labelled digits"], row["unlabelled digits"]): float(row["median"]) for row in rows}
+    written = table_below("## The paper's experiments")
+    assert [row[0] for row in written] == ["20", "100", "1,000"]
+    for labelled, *errors in written:
+        for unlabelled, error in zip(("0", "1,000", "all"), errors, strict=True):
+            assert error == f"{medians[labelled, unlabelled]:.1f}"
+
+
+def test_mnist_errors_are_the_commands() -> None:
+    text = (ROOT / "benchmarks" / "results" / "mnist" / "results.json").read_text(encoding="utf-8")
+    for name, error in table_below("## What 4,000 unlabelled digits are worth"):
+        (errors,) = re.findall(rf'"{name}": {{\s*"steps".*?"test_error_percent": \[(.*?)\]', text, re.DOTALL)
+        assert error == f"{float(errors.split(',')[-1]):.1f} %"
