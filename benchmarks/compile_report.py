@@ -235,7 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = compile_all((use.compilation for use in uses), options.workers, show_progress, options.cache)
     heading = (
         f"Triton {triton.__version__}, {len(results)} compilations for {len(uses)} launches, "
-        f"{time.perf_counter() - start:.0f} s with {options.workers} processes."
+        f"{time.perf_counter() - start:.0f} s with {options.workers} processes"
+        f"{'' if options.cache is None else ' and what an earlier run had kept'}."
     )
     lines = broken(uses, results)
     text = markdown(table(uses, results), lines, heading)

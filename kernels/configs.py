@@ -1,7 +1,7 @@
 """Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
 A row was taken where the compiler reports no spilled registers (at most 32 bytes) and shared memory in the limit for
-every kernel, both with classes known to fit one tile and not, at D = 128. What spills elsewhere is listed at the end of
+every kernel, both with classes known to fit one tile and not, at D = 64, 128 and 256: the figures are in
 `benchmarks/results/compile_report.md`. None has been timed yet: among those that fit, the widest tile of columns was
 preferred, then the fewer warps.
 """
@@ -70,11 +70,16 @@ _GROUPS = {
 _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
     (_BLACKWELL, "bf16"): (
         (64, _config(Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2), *[Tile(64, 32, 64, 4, 2)] * 2)),
-        (0, _config(*[Tile(64, 64, 128, 8, 2)] * 2, *[Tile(64, 32, 128, 8, 2)] * 2)),
+        (0, _config(Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 3)),
     ),
-    (_BLACKWELL, "tf32"): (
-        (0, _config(Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
-    ),
+    **{
+        (_BLACKWELL, precision): (
+            (0, _config(Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
+        )
+        for precision in ("tf32", "fp32-bf16")
+    },
+    (_BLACKWELL, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), *[Tile(16, 32, 32, 4, 1)] * 3)),),
+    (_BLACKWELL, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), *[Tile(16, 32, 16, 4, 1)] * 3)),),
     (_HOPPER, "bf16"): (
         (128, _config(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
         (256, _config(Tile(64, 64, 256, 4, 2), Tile(64, 32, 256, 8, 2), *[Tile(64, 16, 256, 8, 2)] * 2)),
@@ -82,38 +87,59 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
     ),
     (_HOPPER, "tf32"): (
         (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
-        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
+        (0, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 3)),
+    ),
+    (_HOPPER, "fp32-bf16"): (
+        (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
+        (
+            0,
+            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2), Tile(64, 32, 64, 8, 2)),
+        ),
     ),
     # Products in double precision hold their operands in registers, and sm_90 spills more of them than sm_80.
     (_HOPPER, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), *[Tile(16, 32, 16, 4, 1)] * 3)),),
     # Before sm_90, operands of a product are in registers.
+    (_AMPERE, "bf16"): (
+        (128, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 2, Tile(64, 16, 128, 8, 2))),
+        (0, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 2, Tile(64, 16, 128, 8, 1))),
+    ),
     (_AMPERE, "tf32"): (
         (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 16, 128, 8, 2)] * 2)),
     ),
-    (_USUAL, "bf16"): (
+    (_AMPERE, "fp32-bf16"): (
         (
             0,
-            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2)),
+            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2), Tile(64, 16, 64, 8, 2)),
         ),
     ),
+    (_USUAL, "bf16"): ((0, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 2, Tile(64, 16, 128, 8, 2))),),
     (_USUAL, "tf32"): (
         (64, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
         (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 16, 64, 8, 2)] * 2)),
     ),
+    (_USUAL, "fp32-bf16"): (
+        (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 16, 64, 8, 2)] * 2)),
+    ),
     # No tensor cores: one product at a time fills the registers.
+    (_AMPERE, "ieee"): (
+        (0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 32, 64, 4, 2), Tile(32, 32, 64, 8, 2))),
+    ),
     (_USUAL, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), *[Tile(32, 32, 64, 4, 2)] * 2)),),
     (_USUAL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 2)] * 2, *[Tile(32, 16, 32, 4, 2)] * 2)),),
     # AMD's matrix cores take operands from registers, of which wider tiles spill; sm_75 has no more memory.
     **{
         (_SMALL, precision): ((0, _config(Tile(64, 32, 64, 4, 1), *[Tile(32, 32, 64, 4, 1)] * 3)),)
-        for precision in ("bf16", "tf32", "ieee")
+        for precision in ("bf16", "fp32-bf16", "tf32", "ieee")
     },
     (_SMALL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 4)),),
 }
 
 
 def choose_config(architecture: str, precision: str, depth: int) -> Config:
-    """The row for embeddings of ``depth`` columns; precision "bf16", "tf32", "ieee" or "fp64"."""
+    """The row for embeddings of ``depth`` columns.
+
+    ``precision`` of the products: "bf16", "fp32-bf16" (rounded to it from float32), "tf32", "ieee" or "fp64".
+    """
     if architecture == "interpreter":
         return Config(*[_INTERPRETER] * 6)
     groups = (_SMALL,) if architecture.startswith("gfx") else _GROUPS.get(architecture, (_USUAL,))

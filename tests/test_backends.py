@@ -108,7 +108,7 @@ def test_shipped_launches_are_all_kernels() -> None:
         assert constant_names == {name for name, kind in signature.items() if kind == "constexpr"}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "tf32", "ieee", "fp64"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32-bf16", "tf32", "ieee", "fp64"])
 def test_tiles_fit_the_shared_memory_of_the_gpu(precision: str) -> None:
     pytest.importorskip("triton")
     from fastassoc.kernels.configs import choose_config
@@ -117,7 +117,7 @@ def test_tiles_fit_the_shared_memory_of_the_gpu(precision: str) -> None:
         choose_config(architecture, precision, 128) for architecture in ("sm_90", "sm_120", "gfx942")
     )
     # Both operands of the scores, in the bytes of the precision, are the least that a tile takes.
-    size = {"bf16": 2, "tf32": 4, "ieee": 4, "fp64": 8}[precision]
+    size = {"bf16": 2, "fp32-bf16": 4, "tf32": 4, "ieee": 4, "fp64": 8}[precision]
     for config, kib in ((large, 227), (usual, 99), (small, 64)):
         for tile in (config.normalisers, config.round_trips, config.column_gradients):
             assert (tile.rows + tile.columns) * tile.depth * size <= kib * 1024

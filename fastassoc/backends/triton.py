@@ -172,7 +172,7 @@ class _Plan:
         self.machine = machine(inputs.a.device)
         self.precision = _precision(inputs.a.dtype, self.machine, inputs.labels.float32_products)
         self.config: Config = choose_config(
-            self.machine.architecture, "fp64" if inputs.dtype == torch.float64 else self.precision.others, self.d
+            self.machine.architecture, _tiles(inputs.a.dtype, self.precision.others), self.d
         )
         self.class_rows = self.config.class_rows
         self.programs = _PROGRAMS_PER_PROCESSOR * self.machine.processors
@@ -465,6 +465,13 @@ def _precision(dtype: torch.dtype, machine: Machine, float32_products: str) -> P
         # Probabilities and gradients underflow in float16; tf32 has its digits and the range of float32.
         return Precision("fp16", "tf32")
     return Precision(float32_products, float32_products)
+
+
+def _tiles(dtype: torch.dtype, products: str) -> str:
+    """What `choose_config` calls these products. Float32 fills twice the registers before it is rounded to bf16."""
+    if dtype == torch.float64:
+        return "fp64"
+    return "fp32-bf16" if dtype == torch.float32 and products == "bf16" else products
 
 
 def _g_dtype(precision: Precision, dtype: torch.dtype) -> torch.dtype:
