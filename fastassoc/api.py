@@ -151,7 +151,8 @@ def walker_visit_loss(
     walker, visit = (return_stats or not zero for zero in weightless)
     with own_precision(a):
         a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
-    needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b, bias_a, bias_b))
+    # Biases, functions of both, need one where either does.
+    needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if chosen is None:
         walker_loss, visit_loss, *statistics = operators.losses(
             a, b, bias_a, bias_b, labels, ignore_index, scale, eps, walker, visit, return_stats, needs_gradient, backend
@@ -205,17 +206,14 @@ def _is_zero(weight: float | Tensor) -> bool:
 def _weighted(
     walker: Tensor | None, walker_weight: float | Tensor, visit: Tensor | None, visit_weight: float | Tensor
 ) -> Tensor:
-    terms = [
-        _scaled(term, weight)
-        for term, weight in ((walker, walker_weight), (visit, visit_weight))
-        if term is not None and not _is_zero(weight)
-    ]
-    loss = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-    for term, weight in ((walker, walker_weight), (visit, visit_weight)):
-        if term is not None and _is_zero(weight):
+    pairs = [(term, weight) for term, weight in ((walker, walker_weight), (visit, visit_weight)) if term is not None]
+    if len(pairs) == 1:
+        return _scaled(*pairs[0])
+    for (term, weight), other in zip(pairs, pairs[::-1], strict=True):
+        if _is_zero(weight):
             # Computed for the statistics only; it may be the one that saw an input that is not finite.
-            loss = loss.masked_fill(term.detach().isnan(), math.nan)
-    return loss
+            return _scaled(*other).masked_fill(term.detach().isnan(), math.nan)
+    return _scaled(*pairs[0]) + _scaled(*pairs[1])
 
 
 def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:

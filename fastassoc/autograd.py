@@ -49,7 +49,8 @@ class WalkerVisitFunction(torch.autograd.Function):
         if options.needs_gradient:
             ctx.options = options
             ctx.save_for_backward(a, b, bias_a, bias_b, *saved)
-        ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
+        if options.statistics:
+            ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
         return walker, visit, *statistics
 
     @staticmethod
@@ -59,9 +60,11 @@ class WalkerVisitFunction(torch.autograd.Function):
         """Gradients of ``a``, ``b`` and the biases."""
         if grad_walker is None and grad_visit is None:
             return None, None, None, None, None
-        with torch.no_grad():
+        if not torch.is_grad_enabled():
             gradients = WalkerVisitFunction._first_derivative(ctx, grad_walker, grad_visit)
-        if torch.is_grad_enabled():
+        else:
+            with torch.no_grad():
+                gradients = WalkerVisitFunction._first_derivative(ctx, grad_walker, grad_visit)
             sources = (*ctx.saved_tensors[:4], grad_walker, grad_visit)
             gradients = tuple(None if x is None else _NoSecondDerivative.apply(x, *sources) for x in gradients)
         return *gradients, None
@@ -74,7 +77,11 @@ class WalkerVisitFunction(torch.autograd.Function):
             da, db, dbias_a, dbias_b = options.backend.gradients(
                 options.inputs(a, b, bias_a, bias_b), tuple(saved), grad_walker, grad_visit, ctx.needs_input_grad[:4]
             )
-        return None if da is None else da.to(a.dtype), None if db is None else db.to(b.dtype), dbias_a, dbias_b
+        if da is not None and da.dtype != a.dtype:
+            da = da.to(a.dtype)
+        if db is not None and db.dtype != b.dtype:
+            db = db.to(b.dtype)
+        return da, db, dbias_a, dbias_b
 
 
 class _NoSecondDerivative(torch.autograd.Function):

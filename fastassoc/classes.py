@@ -18,7 +18,8 @@ class Bucket(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """The bucket's rows of ``x`` [N, ...] as [blocks, size, ...]."""
-        rows = x.narrow(0, self.start, self.blocks * self.size)
+        length = self.blocks * self.size
+        rows = x if length == x.shape[0] else x.narrow(0, self.start, length)
         return rows.view(self.blocks, self.size, *x.shape[1:])
 
 
@@ -41,8 +42,16 @@ class ClassBlocks(NamedTuple):
         """Whether one block holds all rows."""
         return self.buckets[0].size == self.rows
 
+    @property
+    def batched(self) -> bool:
+        """Whether one batched product serves all blocks."""
+        return len(self.buckets) == 1 and self.buckets[0].size > 1
+
     def views(self, flat: Tensor) -> list[Tensor]:
         """One [blocks, size, size] view of the flat tensor for every bucket."""
+        if len(self.buckets) == 1:
+            _, count, size = self.buckets[0]
+            return [flat.view(count, size, size)]
         lengths = [bucket.blocks * bucket.size**2 for bucket in self.buckets]
         return [
             part.view(bucket.blocks, bucket.size, bucket.size)
@@ -99,5 +108,10 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
         targets.append(torch.full((count * size * size,), 1.0 / (n * size), dtype=dtype, device="cpu"))
         start += count * size
     target = targets[0] if len(targets) == 1 else torch.cat(targets)
-    rows = torch.from_numpy(order)
-    return ClassBlocks(rows if kept_rows is None else kept_rows[rows], tuple(buckets), target, n)
+    rows: Tensor | None = torch.from_numpy(order)
+    if kept_rows is not None:
+        rows = kept_rows[rows]
+    elif (order[1:] > order[:-1]).all():
+        # Sorted by class, as many samplers give them.
+        rows = None
+    return ClassBlocks(rows, tuple(buckets), target, n)

@@ -53,17 +53,18 @@ def check_options(
     walker_weight: Any, visit_weight: Any, similarity: Any, temperature: Any, eps: Any, ignore_index: Any, backend: Any
 ) -> None:
     """The keyword arguments, in the order of the signature."""
-    _check_number("walker_weight", walker_weight)
-    _check_number("visit_weight", visit_weight)
+    compiling = torch.compiler.is_compiling()
+    _check_number("walker_weight", walker_weight, compiling)
+    _check_number("visit_weight", visit_weight, compiling)
     _check_choice("similarity", similarity, SIMILARITIES)
-    _check_number("temperature", temperature)
-    if _can_be_read(temperature) and not torch.compiler.is_compiling():
+    _check_number("temperature", temperature, compiling)
+    if _can_be_read(temperature, compiling):
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
         if not value > 0.0:
             raise ValueError(f"temperature must be greater than 0; got {value}")
-    if isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real):
+    if type(eps) is not float and (isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real)):
         raise TypeError(f"eps must be a float; got {type(eps).__name__}")
-    _check_number("eps", eps)
+    _check_number("eps", eps, compiling)
     if eps < 0.0:
         raise ValueError(f"eps must be 0 or greater; got {eps}")
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
@@ -89,13 +90,13 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def _can_be_read(value: Any) -> bool:
+def _can_be_read(value: Any, compiling: bool) -> bool:
     """Whether the number is at hand: reading a tensor would stall its device, or break a graph."""
-    return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
+    return not compiling and (type(value) is float or not isinstance(value, Tensor) or value.device.type == "cpu")
 
 
-def _check_number(name: str, value: Any) -> None:
-    if torch.compiler.is_compiling() and isinstance(value, (int, float)):
+def _check_number(name: str, value: Any, compiling: bool) -> None:
+    if compiling and isinstance(value, (int, float)):
         # torch.compile makes numbers that change from call to call symbols without a value.
         return
     if type(value) is float and math.isfinite(value):
@@ -106,7 +107,7 @@ def _check_number(name: str, value: Any) -> None:
                 f"{name} must be a float or a 0-d floating-point tensor; got a tensor of shape {tuple(value.shape)} "
                 f"and dtype {value.dtype}"
             )
-        if not _can_be_read(value):
+        if not _can_be_read(value, compiling):
             return
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, Real):

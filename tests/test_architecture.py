@@ -26,19 +26,21 @@ ALLOWED = {
     "fastassoc.operators": {"fastassoc.backends"},
     "fastassoc.backends": {
         "fastassoc.classes",
-        "fastassoc.backends.block_losses",
         "fastassoc.backends.cpu",
         "fastassoc.backends.triton",
     },
-    "fastassoc.backends.block_losses": {"fastassoc.validation", "fastassoc.backends", "fastassoc.classes"},
+    "fastassoc.backends.block_losses": {"fastassoc.backends", "fastassoc.classes"},
     "fastassoc.backends.cpu": {
+        "fastassoc.validation",
         "fastassoc.backends",
+        "fastassoc.backends.block_losses",
         "fastassoc.backends.cpu_blocked",
         "fastassoc.backends.cpu_whole",
         "fastassoc.classes",
     },
     "fastassoc.backends.cpu_whole": {
         "fastassoc.backends",
+        "fastassoc.backends.block_losses",
         "fastassoc.backends.cpu_memory",
         "fastassoc.backends.cpu_products",
         "fastassoc.classes",

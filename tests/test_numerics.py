@@ -11,7 +11,7 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import Problem, cpu_blocked, cpu_whole
+from fastassoc.backends import Inputs, Problem, cpu_blocked, cpu_whole
 from fastassoc.classes import class_blocks
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 
@@ -193,9 +193,11 @@ def test_unshifted_exponentials_only_within_their_limits(
     monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
     a, b = torch.full((10, 1), score), torch.ones(10, 1)
     blocks = class_blocks(torch.zeros(10, dtype=torch.int64), torch.float32)
-    problem = Problem(a, b, None, None, 1.0, eps, blocks, walker=True, visit=True, dtype=torch.float32)
-    # The merged form saves three tensors, the plain one two.
-    assert (len(cpu_whole.walks(problem, needs_gradient=True).saved) == 3) == merged
+    inputs = Inputs(a, b, None, None, blocks, 1.0, eps, walker=True, visit=True, dtype=torch.float32)
+    # The merged form saves two tensors more.
+    saved = cpu_whole.losses(inputs, needs_gradient=True, statistics=False).saved
+    assert (len(saved) == 6) == merged
+    assert (len(saved) == 4) != merged
 
 
 @pytest.mark.parametrize("score", [-95.0, 89.0])

@@ -81,7 +81,7 @@ class Walks(NamedTuple):
     visit_probability: Tensor | None
     """[M], or None where it is not wanted."""
     saved: Saved
-    """Tensors that the passes want back in `BlockPasses.gradients`; empty where no gradient is needed."""
+    """Tensors that the passes want back in `Passes.gradients`; empty where no gradient is needed."""
 
 
 class LossGradient(NamedTuple):
@@ -126,16 +126,6 @@ class Passes(Protocol):
         """``da = scale ds b``, ``db = scale ds' a``, the row and the column sums of ``ds``: those asked for."""
 
 
-class BlockPasses(Passes, Protocol):
-    """Passes, and the blocks they work on."""
-
-    MAX_SAVED: int
-    """At most so many tensors are in `Walks.saved`, all in the accumulation dtype."""
-
-    def class_blocks(self, labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> ClassBlocks:
-        """The blocks that suit the passes at this size; rows outside ``kept_rows`` take no part."""
-
-
 class Backend(Protocol):
     """The losses and their gradients; a backend is a module or an object with these functions."""
 
@@ -168,9 +158,8 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     if device.type != "cpu":
         raise RuntimeError(f"backend {name!r} cannot run on {device}: it takes tensors on the CPU only")
     from fastassoc.backends import cpu
-    from fastassoc.backends.block_losses import BlockBackend
 
-    return BlockBackend(cpu)
+    return cpu
 
 
 def visit_gradient(visit_probability: Tensor, eps: float, rows: int, columns: int) -> Tensor:

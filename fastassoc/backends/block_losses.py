@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastassoc import validation
 from fastassoc.backends import (
-    BlockPasses,
     Gradients,
     Inputs,
     Losses,
     LossGradient,
     Needs,
+    Passes,
     Problem,
     Saved,
     visit_gradient,
@@ -26,79 +24,60 @@ _DOT = 2**16
 """Up to so many terms a dot product sums as exactly as a sum does, in fewer operations."""
 
 
-class BlockBackend(NamedTuple):
-    """See `fastassoc.backends.Backend`."""
-
-    passes: BlockPasses
-
-    def prepare_labels(self, labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> ClassBlocks:
-        """Class blocks of the rows that take part; at least one must."""
-        labels = labels.to(torch.int64)
-        kept_rows = None
-        if ignore_index is not None:
-            kept_rows = (labels != ignore_index).nonzero().view(-1)
-            validation.check_rows_left(kept_rows.shape[0], ignore_index)
-            if kept_rows.shape[0] == labels.shape[0]:
-                kept_rows = None
-        return self.passes.class_blocks(labels, kept_rows, b.shape[0], dtype)
-
-    def losses(self, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
-        """Logarithms of the round trips and of the visits, weighted and summed."""
-        blocks, eps = inputs.labels, inputs.eps
-        p_aba, visit_probability, saved = self.passes.walks(_problem(inputs), needs_gradient)
-        walker = visit = p_correct = accuracy_estimate = None
-        if p_aba is not None:
-            x = p_aba + eps
-            if eps == 0.0:
-                # The logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
-                log_target = torch.xlogy(blocks.target, x).sum()
-            elif x.numel() <= _DOT:
-                log_target = torch.dot(x.log_(), blocks.target)
-            else:
-                log_target = x.log_().mul_(blocks.target).sum()
-            walker = math.log1p(blocks.rows * eps) - log_target
-            if statistics:
-                correct = blocks.row_sums(p_aba * (blocks.target > 0))
-                p_correct, accuracy_estimate = correct.mean(), correct.sqrt().mean()
-        if visit_probability is not None:
-            visit = math.log1p(inputs.b.shape[0] * eps) - (visit_probability + eps).log_().mean()
-        kept = (p_aba, visit_probability, *saved) if needs_gradient else ()
-        return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, kept)
-
-    def gradients(
-        self, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
-    ) -> Gradients:
-        """The losses differentiated by round trips and visits, then the passes."""
-        blocks, eps = inputs.labels, inputs.eps
-        p_aba, visit_probability, *saved_by_passes = saved
-        g = h = None
-        if grad_walker is not None:
-            assert p_aba is not None
-            denominator = torch.rsub(p_aba, -eps)
-            if eps == 0.0:
-                # Off-class pairs are 0 / tiny, not 0 / 0.
-                denominator.clamp_max_(-torch.finfo(p_aba.dtype).tiny)
-            g = torch.div(blocks.target, denominator, out=denominator).mul_(grad_walker)
-        if grad_visit is not None:
-            assert visit_probability is not None
-            h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0]).mul_(grad_visit)
-        da, db, dbias_a, dbias_b = self.passes.gradients(
-            _problem(inputs), tuple(saved_by_passes), LossGradient(p_aba, g, h, grad_visit), needs
-        )
-        rows = inputs.a.shape[0]
-        return Gradients(
-            None if da is None else _rows_back(da, blocks, rows),
-            db,
-            None if dbias_a is None else _rows_back(dbias_a, blocks, rows),
-            dbias_b,
-        )
-
-    def saved_dtypes(self, a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
-        """All in the accumulation dtype."""
-        return [dtype] * (2 + self.passes.MAX_SAVED)
+def losses(passes: Passes, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+    """The passes, then logarithms of the round trips and of the visits, weighted and summed."""
+    blocks, eps = inputs.labels, inputs.eps
+    p_aba, visit_probability, saved = passes.walks(make_problem(inputs), needs_gradient)
+    walker = visit = p_correct = accuracy_estimate = None
+    if p_aba is not None:
+        x = p_aba + eps
+        if eps == 0.0:
+            # The logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
+            log_target = torch.xlogy(blocks.target, x).sum()
+        elif x.numel() <= _DOT:
+            log_target = torch.dot(x.log_(), blocks.target)
+        else:
+            log_target = x.log_().mul_(blocks.target).sum()
+        walker = math.log1p(blocks.rows * eps) - log_target
+        if statistics:
+            p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
+    if visit_probability is not None:
+        visit = math.log1p(inputs.b.shape[0] * eps) - (visit_probability + eps).log_().mean()
+    kept = (p_aba, visit_probability, *saved) if needs_gradient else ()
+    return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, kept)
 
 
-def _problem(inputs: Inputs) -> Problem:
+def gradients(
+    passes: Passes, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+) -> Gradients:
+    """The losses differentiated by round trips and visits, then the passes."""
+    blocks, eps = inputs.labels, inputs.eps
+    p_aba, visit_probability, *saved_by_passes = saved
+    g = h = None
+    if grad_walker is not None:
+        assert p_aba is not None
+        denominator = torch.rsub(p_aba, -eps)
+        if eps == 0.0:
+            # Off-class pairs are 0 / tiny, not 0 / 0.
+            denominator.clamp_max_(-torch.finfo(p_aba.dtype).tiny)
+        g = torch.div(blocks.target, denominator, out=denominator).mul_(grad_walker)
+    if grad_visit is not None:
+        assert visit_probability is not None
+        h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0]).mul_(grad_visit)
+    da, db, dbias_a, dbias_b = passes.gradients(
+        make_problem(inputs), tuple(saved_by_passes), LossGradient(p_aba, g, h, grad_visit), needs
+    )
+    rows = inputs.a.shape[0]
+    return Gradients(
+        None if da is None else rows_back(da, blocks, rows),
+        db,
+        None if dbias_a is None else rows_back(dbias_a, blocks, rows),
+        dbias_b,
+    )
+
+
+def make_problem(inputs: Inputs) -> Problem:
+    """The call with its rows in the order of the blocks."""
     a, bias_a = inputs.a, inputs.bias_a
     order = inputs.labels.order
     if order is not None:
@@ -118,7 +97,13 @@ def _problem(inputs: Inputs) -> Problem:
     )
 
 
-def _rows_back(x: Tensor, blocks: ClassBlocks, rows: int) -> Tensor:
+def walk_statistics(p_aba: Tensor, blocks: ClassBlocks) -> tuple[Tensor, Tensor]:
+    """``p_correct``, the mean probability of a return to the class, and ``accuracy_estimate``, that of its root."""
+    correct = blocks.row_sums(p_aba * (blocks.target > 0))
+    return correct.mean(), correct.sqrt().mean()
+
+
+def rows_back(x: Tensor, blocks: ClassBlocks, rows: int) -> Tensor:
     """Rows to where they came from; those that took no part are zero."""
     if blocks.order is None:
         return x

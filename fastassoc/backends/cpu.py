@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastassoc import classes
-from fastassoc.backends import Gradients, LossGradient, Needs, Passes, Problem, Saved, Walks, cpu_blocked, cpu_whole
+from fastassoc import classes, validation
+from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved, block_losses, cpu_blocked, cpu_whole
 
 _DENSE_PRODUCTS = 4 * 10**6
 """Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
@@ -14,17 +14,25 @@ _WHOLE_SCORES = 2**18
 """Up to this many scores ``N M`` both probability matrices stay in cache, and whole is quicker than tiled."""
 _REMEMBERED_ROWS = 1024
 """A sampler that balances classes often gives the same labels at every step; up to this size they are compared."""
-
-MAX_SAVED = 9
+_MAX_SAVED = 11
+"""Tensors that any form saves for its gradients, at most."""
 
 _latest: tuple[tuple[bytes, torch.dtype, bool], classes.ClassBlocks] | None = None
 
 
-def class_blocks(labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: torch.dtype) -> classes.ClassBlocks:
-    """One dense block for the smallest batches, else one block for each class."""
+def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> classes.ClassBlocks:
+    """Class blocks of the rows that take part, of which there must be one: dense for the smallest batches."""
     global _latest
+    if labels.dtype != torch.int64:
+        labels = labels.to(torch.int64)
+    kept_rows = None
+    if ignore_index is not None:
+        kept_rows = (labels != ignore_index).nonzero().view(-1)
+        validation.check_rows_left(kept_rows.shape[0], ignore_index)
+        if kept_rows.shape[0] == labels.shape[0]:
+            kept_rows = None
     n = labels.shape[0] if kept_rows is None else kept_rows.shape[0]
-    dense = n * n * columns <= _DENSE_PRODUCTS
+    dense = n * n * b.shape[0] <= _DENSE_PRODUCTS
     make = classes.dense_block if dense else classes.class_blocks
     if kept_rows is not None or n > _REMEMBERED_ROWS:
         return make(labels, dtype, kept_rows)
@@ -35,17 +43,27 @@ def class_blocks(labels: Tensor, kept_rows: Tensor | None, columns: int, dtype: 
     return latest[1]
 
 
-def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Passes`."""
-    return _passes(problem).walks(problem, needs_gradient)
+def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+    """See `fastassoc.backends.Backend`."""
+    if _is_whole(inputs):
+        return cpu_whole.losses(inputs, needs_gradient, statistics)
+    return block_losses.losses(cpu_blocked, inputs, needs_gradient, statistics)
 
 
-def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
-    """See `fastassoc.backends.Passes`."""
-    return _passes(problem).gradients(problem, saved, gradient, needs)
+def gradients(
+    inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+) -> Gradients:
+    """See `fastassoc.backends.Backend`."""
+    if _is_whole(inputs):
+        return cpu_whole.gradients(inputs, saved, grad_walker, grad_visit, needs)
+    return block_losses.gradients(cpu_blocked, inputs, saved, grad_walker, grad_visit, needs)
 
 
-def _passes(problem: Problem) -> Passes:
+def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
+    """See `fastassoc.backends.Backend`: all in the accumulation dtype."""
+    return [dtype] * _MAX_SAVED
+
+
+def _is_whole(inputs: Inputs) -> bool:
     # Without round trips, whole has nothing to notice a column of -inf by.
-    whole = problem.walker and problem.blocks.rows * problem.b.shape[0] <= _WHOLE_SCORES
-    return cpu_whole if whole else cpu_blocked
+    return inputs.walker and inputs.labels.rows * inputs.b.shape[0] <= _WHOLE_SCORES

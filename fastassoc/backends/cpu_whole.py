@@ -1,36 +1,45 @@
-"""The passes for small batches: matrices whole, in as few operations as possible.
+"""Small batches on the CPU: matrices whole, in as few operations as possible.
 
-A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or memory. One exponential serves both
-softmaxes, and as the round trips of the merged form are a symmetric product, so is their gradient: one product with
-``K = G' + G''`` in place of two with ``G``.
+A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or memory, and each operation here is the
+quickest of those that do the same: a dot product for a mean, an upstream gradient as a factor of a matrix product. For
+``x = p_aba + eps``, ``v = visit + eps``, the target of eq 7 over N, and the upstream gradients w and u:
+
+    walker = log(1 + N eps) - target . log x         G = dL/dp_aba = -w target / x
+    visit  = log(1 + M eps) - mean log v             h_j = dL/dp_ab_ij = -u / (N M v_j)
+
+The plain form keeps both matrices of probabilities, and derives both softmaxes. The merged form has one exponential for
+both, and as its round trips are a symmetric product, so is their gradient: one product with ``K = G' + G''`` in place
+of two with ``G``.
 
     e_ij = exp(s_ij)             R_i = sum_j e_ij               C_j = sum_i e_ij
     t_ij = e_ij / y_j            f_i = 1 / R_i                  y_j = sqrt(C_j)
     p_ab_ij = t_ij f_i y_j       q_ij = p_ba_ji = t_ij / y_j    p_aba_ik = f_i (t t')_ik
 
-With ``G = dL/dp_aba``, ``h_j = dL/dp_ab_ij`` of the visit loss, and ``K_ik = f_i G_ik + G_ki f_k``:
+With ``K_ik = f_i G_ik + G_ki f_k``:
 
     rho_i   = sum_j p_ab_ij dL/dp_ab_ij = sum_k G_ik p_aba_ik + f_i sum_j t_ij y_j h_j
     sigma_j = sum_i q_ij dL/dq_ij       = sum_i t_ij (K t)_ij / 2
     ds_ij   = t_ij ((K t)_ij + f_i (h_j - rho_i) y_j - sigma_j / y_j)
 
-No score is shifted, so this holds while R and C stay within limits. Beyond, for an ``eps`` near 0, and for the smallest
-batches, the form is plain: both matrices of probabilities by two softmaxes.
+No score is shifted in it, so it holds while R and C stay within limits, and for an ``eps`` that is not too near 0.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Gradients, LossGradient, Needs, Problem, Saved, Walks
+from fastassoc.backends import Gradients, Inputs, Losses, Needs, Problem, Saved, Walks
+from fastassoc.backends.block_losses import make_problem, rows_back, walk_statistics
 from fastassoc.backends.cpu_memory import borrow
 from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
 from fastassoc.classes import ClassBlocks
 
-_ALLOCATED = 2**14
+_ALLOCATED = 2**16
 """Results of up to so many entries come from memory that the allocator has at hand."""
 _MERGED_SCORES = 2**15
 """From so many scores on the merged form is quicker; below, the plain one has fewer operations."""
@@ -39,30 +48,124 @@ _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
 _SMALLEST_EPS = 1e-10
 """Added to ``p_aba``, it makes nothing of what underflows (at most 1e-32), and bounds K."""
+_DOT = 2**16
+"""Up to so many terms a dot product sums as exactly as a sum does, in fewer operations."""
 
 
-def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.Passes`."""
-    large = problem.a.shape[0] * problem.b.shape[0] >= _MERGED_SCORES
-    merged = _merged_walks(problem, needs_gradient) if large and problem.eps >= _SMALLEST_EPS else None
-    return _plain_walks(problem, needs_gradient) if merged is None else merged
+class _Constants(NamedTuple):
+    """Numbers as tensors: an operation takes 4 us less to read them."""
+
+    eps: Tensor
+    walker: Tensor
+    """log(1 + N eps)."""
+    visit: Tensor
+    """log(1 + M eps)."""
+    row_weights: Tensor
+    """[N], each 1 / N."""
+    column_weights: Tensor
+    """[M], each 1 / M."""
 
 
-def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Needs) -> Gradients:
-    """See `fastassoc.backends.Passes`."""
-    # The plain form saves two tensors, the merged one three; either may come back with more None.
-    merged = len(saved) > 2 and saved[2] is not None
-    ds = (_merged_gradient if merged else _plain_gradient)(problem, saved, gradient)
+@lru_cache(maxsize=16)
+def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
+    # Born in inference mode, they would be of no use outside.
+    with torch.inference_mode(False):
+        scalars = [torch.tensor(x, dtype=dtype, device="cpu") for x in (eps, math.log1p(n * eps), math.log1p(m * eps))]
+        weights = [torch.full((size,), 1.0 / size, dtype=dtype, device="cpu") for size in (n, m)]
+    return _Constants(*scalars, *weights)
+
+
+def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+    """See `fastassoc.backends.Backend`; for batches with a walker term."""
+    problem = make_problem(inputs)
+    blocks, eps = problem.blocks, problem.eps
+    constants = _constants(blocks.rows, inputs.b.shape[0], eps, inputs.dtype)
+    large = blocks.rows * inputs.b.shape[0] >= _MERGED_SCORES
+    walks = _merged_walks(problem, constants) if large and eps >= _SMALLEST_EPS else None
+    p_aba, visit_probability, saved = _plain_walks(problem, constants) if walks is None else walks
+    assert p_aba is not None
+    x = p_aba + constants.eps
+    walker = constants.walker - _weighted_log(x, blocks.target, eps)
+    visit = v = None
+    if visit_probability is not None:
+        v = visit_probability + constants.eps
+        visit = constants.visit - _weighted_log(v, constants.column_weights, eps)
+    if eps == 0.0:
+        # Off-class pairs are then 0 / tiny in the gradient, not 0 / 0.
+        for denominator in (x, v):
+            if denominator is not None:
+                denominator.clamp_min_(torch.finfo(inputs.dtype).tiny)
+    p_correct = accuracy_estimate = None
+    if statistics:
+        p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
+    else:
+        visit_probability = None
+    kept = (x, v, *saved) if needs_gradient else ()
+    return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability, kept)
+
+
+def gradients(
+    inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+) -> Gradients:
+    """See `fastassoc.backends.Backend`."""
+    problem = make_problem(inputs)
+    blocks = problem.blocks
+    x, v, *kept = saved
+    # What the losses are differentiated by is ``walker_factor g`` and ``visit_factor h``.
+    g = h = None
+    walker_factor = visit_factor = 0.0
+    if grad_walker is not None:
+        assert x is not None
+        g, walker_factor = blocks.target / x, -grad_walker.item()
+    if grad_visit is not None:
+        assert v is not None
+        h, visit_factor = v.reciprocal(), -grad_visit.item() / (blocks.rows * inputs.b.shape[0])
+    # The plain form keeps two tensors, the merged one four; either may come back with more None.
+    merged = len(kept) > 2 and kept[2] is not None
+    ds = (_merged_gradient if merged else _plain_gradient)(problem, tuple(kept), g, h, walker_factor, visit_factor)
     a, b = _operands(problem)
     da = torch.mm(ds, b) if needs[0] else None
-    if da is not None and problem.scale != 1.0:
-        da *= problem.scale
+    if da is not None:
+        if problem.scale != 1.0:
+            da *= problem.scale
+        da = rows_back(da, blocks, inputs.a.shape[0])
     db = torch.mm(ds.t(), a) if needs[1] else None
-    return Gradients(da, db, ds.sum(1) if needs[2] else None, ds.sum(0) if needs[3] else None)
+    dbias_a = rows_back(ds.sum(1), blocks, inputs.a.shape[0]) if needs[2] else None
+    return Gradients(da, db, dbias_a, ds.sum(0) if needs[3] else None)
 
 
-def _merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
-    """The merged form, or None where it does not hold; saves ``t``, ``f`` and ``y``."""
+def _plain_walks(problem: Problem, constants: _Constants) -> Walks:
+    """Saves ``p_ab`` and ``q``."""
+    s = _scores(problem)
+    p_ab = torch.softmax(s, 1, out=_memory(s.shape, s.dtype))
+    q = torch.softmax(s, 0, out=_memory(s.shape, s.dtype))
+    visit = torch.mv(p_ab.t(), constants.row_weights) if problem.visit else None
+    return Walks(_products(problem.blocks, p_ab, q), visit, (p_ab, q))
+
+
+def _plain_gradient(
+    problem: Problem, saved: Saved, g: Tensor | None, h: Tensor | None, walker_factor: float, visit_factor: float
+) -> Tensor:
+    blocks = problem.blocks
+    p_ab, q = (_matrix(x, blocks.rows) for x in saved[:2])
+    if g is None:
+        assert h is not None
+        return _softmax_backward(h.mul_(visit_factor).expand_as(p_ab), p_ab, 1)
+    kernels = _kernels(blocks, g)
+    if h is not None and blocks.dense:
+        out = _memory(q.shape, q.dtype)
+        dp_ab = torch.addmm(h, kernels[0], q, beta=visit_factor, alpha=walker_factor, out=out)
+    else:
+        dp_ab = _apply(blocks, kernels, q).mul_(walker_factor)
+        if h is not None:
+            dp_ab.add_(h, alpha=visit_factor)
+    ds = _softmax_backward(dp_ab, p_ab, 1)
+    dq = _apply(blocks, [kernel.mT for kernel in kernels], p_ab)
+    return ds.add_(_softmax_backward(dq, q, 0), alpha=walker_factor)
+
+
+def _merged_walks(problem: Problem, constants: _Constants) -> Walks | None:
+    """The merged form, or None where it does not hold; saves ``p_aba``, ``t``, ``f`` and ``y``."""
     t = _scores(problem).exp_()
     f, y = t.sum(1), t.sum(0)
     for sums in (f.numpy(), y.numpy()):
@@ -71,35 +174,34 @@ def _merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
             return None
     f.reciprocal_()
     y.sqrt_()
-    visit = torch.mv(t.t(), f).div_(problem.blocks.rows) if problem.visit else None
+    visit = torch.mv(t.t(), f * constants.row_weights) if problem.visit else None
     t /= y
     p_aba = _products(problem.blocks, t, t)
-    for product, factor in zip(problem.blocks.views(p_aba), _row_factors(problem.blocks, f), strict=True):
+    for product, factor in zip(_kernels(problem.blocks, p_aba), _row_factors(problem.blocks, f), strict=True):
         product *= factor
-    return Walks(p_aba, visit, (t, f, y) if needs_gradient else ())
+    return Walks(p_aba, visit, (p_aba, t, f, y))
 
 
-def _merged_gradient(problem: Problem, saved: Saved, gradient: LossGradient) -> Tensor:
-    t, f, y, *_ = saved
-    assert t is not None
+def _merged_gradient(
+    problem: Problem, saved: Saved, g: Tensor | None, h: Tensor | None, walker_factor: float, visit_factor: float
+) -> Tensor:
+    p_aba, t, f, y, *_ = saved
+    assert p_aba is not None
     assert f is not None
     assert y is not None
-    blocks, h = problem.blocks, gradient.h
-    t = t.view(blocks.rows, -1)
+    blocks = problem.blocks
+    t = _matrix(t, blocks.rows)
     rho = None
     if h is not None:
-        h = h * y
+        h = torch.mul(h, y, out=h).mul_(visit_factor)
         rho = torch.mv(t, h).mul_(f)
-    if gradient.g is None:
+    if g is None:
         ds = torch.zeros_like(t)
     else:
-        assert gradient.p_aba is not None
-        trips = blocks.row_sums(gradient.g * gradient.p_aba)
+        g.mul_(walker_factor)
+        trips = blocks.row_sums(g * p_aba)
         rho = trips if rho is None else rho.add_(trips)
-        kernels = [
-            kernel + kernel.transpose(1, 2)
-            for kernel in map(torch.mul, blocks.views(gradient.g), _row_factors(blocks, f))
-        ]
+        kernels = [kernel + kernel.mT for kernel in map(torch.mul, _kernels(blocks, g), _row_factors(blocks, f))]
         ds = _apply(blocks, kernels, t)
         sigma = torch.mul(t, ds, out=_memory(t.shape, t.dtype)).sum(0).div_(y)
         ds.sub_(sigma, alpha=0.5)
@@ -109,32 +211,12 @@ def _merged_gradient(problem: Problem, saved: Saved, gradient: LossGradient) -> 
     return ds.addr_(rho.mul_(f), y, alpha=-1.0).mul_(t)
 
 
-def _plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """Saves ``p_ab`` and ``q``."""
-    s = _scores(problem)
-    p_ab = torch.softmax(s, 1, out=_memory(s.shape, s.dtype))
-    q = torch.softmax(s, 0, out=_memory(s.shape, s.dtype))
-    visit = p_ab.mean(0) if problem.visit else None
-    return Walks(_products(problem.blocks, p_ab, q), visit, (p_ab, q) if needs_gradient else ())
-
-
-def _plain_gradient(problem: Problem, saved: Saved, gradient: LossGradient) -> Tensor:
-    p_ab, q, *_ = saved
-    assert p_ab is not None
-    assert q is not None
-    shape = problem.a.shape[0], problem.b.shape[0]
-    p_ab, q = p_ab.view(shape), q.view(shape)
-    if gradient.g is None:
-        assert gradient.h is not None
-        return _softmax_backward(gradient.h.expand_as(p_ab), p_ab, 1)
-    kernels = problem.blocks.views(gradient.g)
-    dp_ab = _apply(problem.blocks, kernels, q)
-    if gradient.h is not None:
-        dp_ab += gradient.h
-    ds = _softmax_backward(dp_ab, p_ab, 1)
-    dq = _apply(problem.blocks, [kernel.transpose(1, 2) for kernel in kernels], p_ab)
-    ds += _softmax_backward(dq, q, 0)
-    return ds
+def _weighted_log(x: Tensor, weights: Tensor, eps: float) -> Tensor:
+    """``sum_i weights_i log x_i``; where ``eps`` is 0, a logarithm of -inf has no part in it under a weight of 0."""
+    if eps == 0.0:
+        return torch.xlogy(weights, x).sum()
+    x = x.log()
+    return torch.dot(x, weights) if x.shape[0] <= _DOT else x.mul_(weights).sum()
 
 
 def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor:
@@ -157,6 +239,9 @@ def _products(blocks: ClassBlocks, left: Tensor, right: Tensor) -> Tensor:
     """Flat ``sum_j left_ij right_kj`` within the blocks."""
     if blocks.dense:
         return torch.mm(left, right.t()).view(-1)
+    if blocks.batched:
+        (bucket,) = blocks.buckets
+        return torch.bmm(bucket.rows(left), bucket.rows(right).mT).view(-1)
     products = torch.zeros_like(blocks.target)
     add_round_trips(blocks, blocks.views(products), left, right)
     return products
@@ -164,14 +249,28 @@ def _products(blocks: ClassBlocks, left: Tensor, right: Tensor) -> Tensor:
 
 def _apply(blocks: ClassBlocks, kernels: list[Tensor], p: Tensor) -> Tensor:
     """``sum_k kernel_ik p_kj`` within the blocks."""
+    out = _memory(p.shape, p.dtype)
     if blocks.dense:
-        return torch.mm(kernels[0][0], p, out=_memory(p.shape, p.dtype))
-    return apply_kernels(blocks, kernels, p, out=borrow(p.shape, p.dtype))
+        return torch.mm(kernels[0], p, out=out)
+    return apply_kernels(blocks, kernels, p, out=torch.empty_like(p) if out is None else out)
+
+
+def _kernels(blocks: ClassBlocks, flat: Tensor) -> list[Tensor]:
+    """The blocks of every bucket [blocks, size, size]; a dense block is one matrix [N, N]."""
+    return [flat.view(blocks.rows, blocks.rows)] if blocks.dense else blocks.views(flat)
 
 
 def _row_factors(blocks: ClassBlocks, factor: Tensor) -> list[Tensor]:
-    """A factor for each row, to go with the blocks of every bucket."""
+    """A factor for each row, to go with `_kernels`."""
+    if blocks.dense:
+        return [factor.unsqueeze(1)]
     return [bucket.rows(factor).unsqueeze(2) for bucket in blocks.buckets]
+
+
+def _matrix(x: Tensor | None, rows: int) -> Tensor:
+    """What was saved, which may come back flat."""
+    assert x is not None
+    return x if x.ndim == 2 else x.view(rows, -1)
 
 
 def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
@@ -180,5 +279,7 @@ def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
 
 
 def _operands(problem: Problem) -> tuple[Tensor, Tensor]:
-    a, b = problem.a.to(problem.dtype), problem.b.to(problem.dtype)
+    a, b, dtype = problem.a, problem.b, problem.dtype
+    if a.dtype != dtype:
+        a, b = a.to(dtype), b.to(dtype)
     return a if problem.scale == 1.0 else a * problem.scale, b
