@@ -1,9 +1,10 @@
 """Speed and memory beside what users would use instead: ``python -m benchmarks``.
 
 Every measurement runs in a process of its own (`benchmarks.worker`): a provider has to give the right gradients before
-it is timed, contenders run in turn, and one that is missing or out of memory shows as such. Times are of forward and
-backward together. The floor is the time of the useful operations (`benchmarks.batches.useful_operations`) at the rate
-of a matrix product of 2048 cubed timed between the rounds.
+it is timed, contenders run in turn, in another order each round, and one that is missing or out of memory shows as
+such. Times are of forward and backward together; where they are a matter of caches, a turn is one step that is not
+timed and the mean of five that are. The floor is the time of the useful operations
+(`benchmarks.batches.useful_operations`) at the rate of a matrix product of 2048 cubed timed between the rounds.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def run_times(suite: str, options: argparse.Namespace, about: Row) -> None:
     sizes = {"paper": batches.PAPER, "large": batches.LARGE, "classes": batches.CLASSES}[suite]
     if options.largest is not None:
         sizes = tuple(batch for batch in sizes if batch.n * batch.m <= options.largest)
-    rows = list(timings(sizes, options, options.seconds or (3.0 if suite == "paper" else 8.0)))
+    rows = list(timings(sizes, options, options.seconds or (2.0 if suite == "paper" else 8.0)))
     report.print_table(f"Forward and backward, suite {suite}", *report.timing_table(rows))
     if options.out is None:
         return
@@ -197,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--memory-limit", type=int, help="MiB: find each provider's largest batch within (suite memory)"
     )
-    parser.add_argument("--seconds", type=float, help="time for the rounds of a batch (default: 3 or 8)")
+    parser.add_argument("--seconds", type=float, help="time for the rounds of a batch (default: 2 or 8)")
     parser.add_argument("--largest", type=int, help="skip batches of more than so many scores N M")
     parser.add_argument("--out", type=Path, help="folder for JSON, CSV and PNG (default: nothing is saved)")
     options = parser.parse_args(arguments)

@@ -8,10 +8,12 @@ import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import benchmarks.__main__ as suites
 import benchmarks.chunked
@@ -78,6 +80,20 @@ def test_a_wrong_or_missing_provider_is_not_timed(monkeypatch: pytest.MonkeyPatc
     answer = worker.time_providers(task("time", Batch(20, 30, 8, 2), providers=["eager", "chunked"], seconds=0.01))
     assert answer["providers"]["eager"]["status"] == "wrong"
     assert answer["providers"]["chunked"] == {"status": "missing", "message": "not here"}
+
+
+@pytest.mark.parametrize(("quick", "steps"), [(True, 6), (False, 1)])
+def test_a_quick_turn_starts_with_a_step_that_is_not_timed(quick: bool, steps: int) -> None:
+    calls = []
+
+    def loss(a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
+        calls.append(1)
+        time.sleep(0.5 if quick and len(calls) == 1 else 0.001)
+        return (a * b).sum()
+
+    a, b = (torch.ones(2, 2, requires_grad=True) for _ in range(2))
+    assert 0.001 <= worker.turn(loss, a, b, torch.zeros(2), quick) < 0.25
+    assert len(calls) == steps
 
 
 @linux

@@ -41,3 +41,9 @@ def test_classes_of_one_size_share_a_bucket(sizes: list[int], buckets: int) -> N
     blocks = class_blocks(labels[torch.randperm(len(labels))], torch.float32)
     assert len(blocks.buckets) == buckets
     assert sum(bucket.blocks * bucket.size for bucket in blocks.buckets) == len(labels)
+
+
+@pytest.mark.parametrize("labels", [[3, 3, 5, 5, 8, 8], [1, 1, 1], [4, 2, 9]])
+def test_rows_that_are_sorted_by_class_stay_where_they_are(labels: list[int]) -> None:
+    stays = labels == sorted(labels)
+    assert (class_blocks(torch.tensor(labels), torch.float32).order is None) == stays

@@ -39,9 +39,9 @@ from fastassoc.backends.cpu_memory import borrow
 from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
 from fastassoc.classes import ClassBlocks
 
-_ALLOCATED = 2**16
+_ALLOCATED = 2**17
 """Results of up to so many entries come from memory that the allocator has at hand."""
-_MERGED_SCORES = 2**15
+_MERGED_SCORES = 2**17
 """From so many scores on the merged form is quicker; below, the plain one has fewer operations."""
 _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 """Of R and C, in the merged form. Nothing overflows: ``t <= 1e10`` and ``K <= 2e6 / eps``, so ``K t`` is below 1e27 for
@@ -53,7 +53,7 @@ _DOT = 2**16
 
 
 class _Constants(NamedTuple):
-    """Numbers as tensors: an operation takes 4 us less to read them."""
+    """Numbers as tensors, which an operation reads in half the time."""
 
     eps: Tensor
     walker: Tensor
