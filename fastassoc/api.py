@@ -151,7 +151,7 @@ def walker_visit_loss(
     walker, visit = (return_stats or not zero for zero in weightless)
     with own_precision(a):
         a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
-    # Biases, functions of both, need one where either does.
+    # A bias, made of the one or of the other, needs one only where that does.
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if chosen is None:
         walker_loss, visit_loss, *statistics = operators.losses(

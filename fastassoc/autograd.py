@@ -60,11 +60,9 @@ class WalkerVisitFunction(torch.autograd.Function):
         """Gradients of ``a``, ``b`` and the biases."""
         if grad_walker is None and grad_visit is None:
             return None, None, None, None, None
-        if not torch.is_grad_enabled():
+        with torch.no_grad():
             gradients = WalkerVisitFunction._first_derivative(ctx, grad_walker, grad_visit)
-        else:
-            with torch.no_grad():
-                gradients = WalkerVisitFunction._first_derivative(ctx, grad_walker, grad_visit)
+        if torch.is_grad_enabled():
             sources = (*ctx.saved_tensors[:4], grad_walker, grad_visit)
             gradients = tuple(None if x is None else _NoSecondDerivative.apply(x, *sources) for x in gradients)
         return *gradients, None
@@ -74,14 +72,10 @@ class WalkerVisitFunction(torch.autograd.Function):
         a, b, bias_a, bias_b, *saved = ctx.saved_tensors
         options: Options = ctx.options
         with own_precision(a):
-            da, db, dbias_a, dbias_b = options.backend.gradients(
+            # Autograd itself brings them to the dtype of what they are gradients of.
+            return options.backend.gradients(
                 options.inputs(a, b, bias_a, bias_b), tuple(saved), grad_walker, grad_visit, ctx.needs_input_grad[:4]
             )
-        if da is not None and da.dtype != a.dtype:
-            da = da.to(a.dtype)
-        if db is not None and db.dtype != b.dtype:
-            db = db.to(b.dtype)
-        return da, db, dbias_a, dbias_b
 
 
 class _NoSecondDerivative(torch.autograd.Function):

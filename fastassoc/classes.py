@@ -42,11 +42,6 @@ class ClassBlocks(NamedTuple):
         """Whether one block holds all rows."""
         return self.buckets[0].size == self.rows
 
-    @property
-    def batched(self) -> bool:
-        """Whether one batched product serves all blocks."""
-        return len(self.buckets) == 1 and self.buckets[0].size > 1
-
     def views(self, flat: Tensor) -> list[Tensor]:
         """One [blocks, size, size] view of the flat tensor for every bucket."""
         if len(self.buckets) == 1:

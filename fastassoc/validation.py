@@ -62,7 +62,7 @@ def check_options(
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
         if not value > 0.0:
             raise ValueError(f"temperature must be greater than 0; got {value}")
-    if type(eps) is not float and (isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real)):
+    if isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a float; got {type(eps).__name__}")
     _check_number("eps", eps, compiling)
     if eps < 0.0:
@@ -92,7 +92,7 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _can_be_read(value: Any, compiling: bool) -> bool:
     """Whether the number is at hand: reading a tensor would stall its device, or break a graph."""
-    return not compiling and (type(value) is float or not isinstance(value, Tensor) or value.device.type == "cpu")
+    return not compiling and (not isinstance(value, Tensor) or value.device.type == "cpu")
 
 
 def _check_number(name: str, value: Any, compiling: bool) -> None:

@@ -34,6 +34,7 @@ def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
     if path == "whole":
         monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
+        monkeypatch.setattr(cpu_whole, "_ALLOCATED", 0)
 
 
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastassoc
 from fastassoc import reference
@@ -110,6 +112,52 @@ def test_autocast_changes_nothing_and_mixes_dtypes() -> None:
         mixed = fastassoc.walker_visit_loss(case.a, case.b.bfloat16(), case.labels)
     assert all(torch.equal(x, y) for x, y in zip(inside, plain, strict=True))
     assert torch.equal(mixed, fastassoc.walker_visit_loss(case.a, case.b.bfloat16().float(), case.labels))
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_learned_temperature_of_embeddings_in_any_dtype(dtype: torch.dtype, similarity: str, autocast: bool) -> None:
+    case = make_case(20, 30, 6, 3, dtype=dtype)
+    results = []
+    for loss, exact in ((fastassoc.walker_visit_loss, False), (reference.walker_visit_loss, True)):
+        a, b = (x.detach().to(torch.float64 if exact else dtype).requires_grad_() for x in case[:2])
+        temperature = torch.tensor(1.7, dtype=torch.float64 if exact else torch.float32, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast and not exact):
+            value = loss(a, b, case.labels, similarity=similarity, temperature=temperature)
+        gradients = torch.autograd.grad(value, (a, b, temperature))
+        assert [x.dtype for x in gradients] == [a.dtype, b.dtype, temperature.dtype]
+        results.append([value.detach().double(), *(x.double() for x in gradients)])
+    for mine, true in zip(*results, strict=True):
+        assert relative_error(mine, true) < 2 * torch.finfo(dtype).eps + FLOAT32_STEPS
+
+
+@pytest.mark.usefixtures("cpu_path")
+def test_labels_of_other_dtypes_are_other_labels() -> None:
+    """Layouts of labels are remembered by their bytes: those of int8 [0, 0, 0, 1, ...] are those of an int64 2^24."""
+    case = make_case(16, 30, 6, 2, dtype=torch.float32)
+    expected = fastassoc.walker_visit_loss(*case)
+    for dtype in (torch.int8, torch.bool, torch.int32, torch.int64):
+        assert torch.equal(fastassoc.walker_visit_loss(case.a, case.b, case.labels.to(dtype)), expected)
+    pairs = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([2**32])
+    for labels in (*pairs, *pairs):
+        mine = fastassoc.walker_visit_loss(case.a[: len(labels)], case.b, labels)
+        true = reference.walker_visit_loss(case.a[: len(labels)].double(), case.b.double(), labels)
+        assert relative_error(mine.double(), true) < FLOAT32_STEPS
+
+
+@pytest.mark.usefixtures("cpu_path")
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_fake_tensors_leave_nothing_behind() -> None:
+    case = make_case(17, 30, 6, 3, dtype=torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        a, b = torch.randn(17, 6), torch.randn(30, 6)
+        with suppress(RuntimeError):
+            fastassoc.walker_visit_loss(a, b, case.labels)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    for mine, true in zip(evaluate(fastassoc.walker_visit_loss, case), exact, strict=True):
+        assert relative_error(mine, true) < FLOAT32_STEPS
 
 
 @pytest.mark.usefixtures("cpu_path")

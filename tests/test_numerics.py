@@ -12,8 +12,9 @@ import benchmarks.eager
 import fastassoc
 from fastassoc import reference
 from fastassoc.backends import Inputs, Problem, cpu_blocked, cpu_whole
+from fastassoc.backends.block_losses import weighted_log
 from fastassoc.classes import class_blocks
-from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
+from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error, seeded
 
 pytestmark = pytest.mark.usefixtures("cpu_path")
 
@@ -235,6 +236,31 @@ def test_other_similarities_are_as_exact_as_the_specification_in_float32(similar
     rival = evaluate(reference.walker_visit_loss, case, **options)
     mine = evaluate(fastassoc.walker_visit_loss, case, **options)
     assert_as_exact_as(mine, rival, exact, case)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_eps_of_zero_with_round_trips_and_visits_that_do_not_exist(weights: tuple[float, float]) -> None:
+    """No walk from -100 to 100 and back, none to -3: their probabilities are 0, and nothing is NaN for it."""
+    a = torch.tensor([[100.0], [-100.0], [101.0]], requires_grad=True)
+    b = torch.tensor([[1.0], [-1.0], [-3.0], [-100.0]], requires_grad=True)
+    walker_weight, visit_weight = weights
+    options: dict[str, Any] = {"walker_weight": walker_weight, "visit_weight": visit_weight, "eps": 0.0}
+    loss = fastassoc.walker_visit_loss(a, b, torch.tensor([0, 1, 0]), **options)
+    exact = reference.walker_visit_loss(a.double(), b.double(), torch.tensor([0, 1, 0]), **options)
+    if visit_weight:
+        assert float(loss.detach()) == math.inf
+    else:
+        assert relative_error(loss.double(), exact) < 1e-6
+    assert all(bool(x.isfinite().all()) for x in torch.autograd.grad(loss, (a, b)))
+
+
+@pytest.mark.parametrize("count", [2**16, 2**16 + 1])
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_a_weighted_logarithm_of_many_terms(count: int, eps: float) -> None:
+    x, weights = torch.rand(2, count, generator=seeded(), dtype=torch.float64)
+    expected = float((weights * x.log()).sum())
+    for out in (None, x):
+        assert float(weighted_log(x, weights, eps, out=out)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_eps_too_small_for_the_dtype_is_zero() -> None:

@@ -31,14 +31,7 @@ def losses(passes: Passes, inputs: Inputs, needs_gradient: bool, statistics: boo
     walker = visit = p_correct = accuracy_estimate = None
     if p_aba is not None:
         x = p_aba + eps
-        if eps == 0.0:
-            # The logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
-            log_target = torch.xlogy(blocks.target, x).sum()
-        elif x.numel() <= _DOT:
-            log_target = torch.dot(x.log_(), blocks.target)
-        else:
-            log_target = x.log_().mul_(blocks.target).sum()
-        walker = math.log1p(blocks.rows * eps) - log_target
+        walker = math.log1p(blocks.rows * eps) - weighted_log(x, blocks.target, eps, out=x)
         if statistics:
             p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
     if visit_probability is not None:
@@ -74,6 +67,17 @@ def gradients(
         None if dbias_a is None else rows_back(dbias_a, blocks, rows),
         dbias_b,
     )
+
+
+def weighted_log(x: Tensor, weights: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """``sum_i weights_i log x_i`` of vectors, with memory for the logarithms in ``out``.
+
+    Where ``eps`` is 0, the logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
+    """
+    if eps == 0.0:
+        return torch.xlogy(weights, x).sum()
+    x = torch.log(x, out=out)
+    return torch.dot(x, weights) if x.shape[0] <= _DOT else x.mul_(weights).sum()
 
 
 def make_problem(inputs: Inputs) -> Problem:

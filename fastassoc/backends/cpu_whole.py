@@ -1,15 +1,15 @@
 """Small batches on the CPU: matrices whole, in as few operations as possible.
 
-A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or memory, and each operation here is the
-quickest of those that do the same: a dot product for a mean, an upstream gradient as a factor of a matrix product. For
+A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or memory, so they are few, and of those
+that do the same the quicker: a dot product for a mean, an upstream gradient as a factor of a matrix product. For
 ``x = p_aba + eps``, ``v = visit + eps``, the target of eq 7 over N, and the upstream gradients w and u:
 
     walker = log(1 + N eps) - target . log x         G = dL/dp_aba = -w target / x
     visit  = log(1 + M eps) - mean log v             h_j = dL/dp_ab_ij = -u / (N M v_j)
 
-The plain form keeps both matrices of probabilities, and derives both softmaxes. The merged form has one exponential for
-both, and as its round trips are a symmetric product, so is their gradient: one product with ``K = G' + G''`` in place
-of two with ``G``.
+Below `_MERGED_SCORES` the form is plain: both matrices of probabilities are kept, both softmaxes derived. From there on
+it is merged: one exponential for both, and as the round trips are a symmetric product, so is their gradient: one with
+``K = G' + G''`` in place of two with ``G``.
 
     e_ij = exp(s_ij)             R_i = sum_j e_ij               C_j = sum_i e_ij
     t_ij = e_ij / y_j            f_i = 1 / R_i                  y_j = sqrt(C_j)
@@ -21,20 +21,20 @@ With ``K_ik = f_i G_ik + G_ki f_k``:
     sigma_j = sum_i q_ij dL/dq_ij       = sum_i t_ij (K t)_ij / 2
     ds_ij   = t_ij ((K t)_ij + f_i (h_j - rho_i) y_j - sigma_j / y_j)
 
-No score is shifted in it, so it holds while R and C stay within limits, and for an ``eps`` that is not too near 0.
+No score is shifted in the merged form, so it holds while R and C stay within limits, and for an ``eps`` not too near 0;
+beyond, the form is plain.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Gradients, Inputs, Losses, Needs, Problem, Saved, Walks
-from fastassoc.backends.block_losses import make_problem, rows_back, walk_statistics
+from fastassoc.backends import Gradients, Inputs, Losses, Needs, Problem, Saved
+from fastassoc.backends.block_losses import make_problem, rows_back, walk_statistics, weighted_log
 from fastassoc.backends.cpu_memory import borrow
 from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
 from fastassoc.classes import ClassBlocks
@@ -48,8 +48,9 @@ _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
 _SMALLEST_EPS = 1e-10
 """Added to ``p_aba``, it makes nothing of what underflows (at most 1e-32), and bounds K."""
-_DOT = 2**16
-"""Up to so many terms a dot product sums as exactly as a sum does, in fewer operations."""
+
+_Walks = tuple[Tensor, Tensor | None, tuple[Tensor, ...]]
+"""Flat class blocks of the round trips, visit probabilities [M] if wanted, and what the gradient needs of both."""
 
 
 class _Constants(NamedTuple):
@@ -66,13 +67,22 @@ class _Constants(NamedTuple):
     """[M], each 1 / M."""
 
 
-@lru_cache(maxsize=16)
+_latest: tuple[tuple[int, int, float, torch.dtype], _Constants] | None = None
+
+
 def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
-    # Born in inference mode, they would be of no use outside.
-    with torch.inference_mode(False):
-        scalars = [torch.tensor(x, dtype=dtype, device="cpu") for x in (eps, math.log1p(n * eps), math.log1p(m * eps))]
-        weights = [torch.full((size,), 1.0 / size, dtype=dtype, device="cpu") for size in (n, m)]
-    return _Constants(*scalars, *weights)
+    """Those of the call before, if it was of the same size."""
+    global _latest
+    key, latest = (n, m, eps, dtype), _latest
+    if latest is not None and latest[0] == key:
+        return latest[1]
+    scalars = [torch.tensor(x, dtype=dtype, device="cpu") for x in (eps, math.log1p(n * eps), math.log1p(m * eps))]
+    weights = [torch.full((size,), 1.0 / size, dtype=dtype, device="cpu") for size in (n, m)]
+    constants = _Constants(*scalars, *weights)
+    if type(constants.eps) is Tensor:
+        # Not a fake one, of which later calls could make nothing.
+        _latest = key, constants
+    return constants
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
@@ -83,14 +93,13 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     large = blocks.rows * inputs.b.shape[0] >= _MERGED_SCORES
     walks = _merged_walks(problem, constants) if large and eps >= _SMALLEST_EPS else None
     p_aba, visit_probability, saved = _plain_walks(problem, constants) if walks is None else walks
-    assert p_aba is not None
     x = p_aba + constants.eps
-    walker = constants.walker - _weighted_log(x, blocks.target, eps)
+    walker = constants.walker - weighted_log(x, blocks.target, eps)
     visit = v = None
     if visit_probability is not None:
         v = visit_probability + constants.eps
-        visit = constants.visit - _weighted_log(v, constants.column_weights, eps)
-    if eps == 0.0:
+        visit = constants.visit - weighted_log(v, constants.column_weights, eps)
+    if needs_gradient and eps == 0.0:
         # Off-class pairs are then 0 / tiny in the gradient, not 0 / 0.
         for denominator in (x, v):
             if denominator is not None:
@@ -111,7 +120,8 @@ def gradients(
     problem = make_problem(inputs)
     blocks = problem.blocks
     x, v, *kept = saved
-    # What the losses are differentiated by is ``walker_factor g`` and ``visit_factor h``.
+    # G is ``walker_factor g``, and h of the equations ``visit_factor h``. Read as numbers, the upstream gradients are
+    # factors that a product takes along (compiled autograd, which traces a backward pass, has a graph break here).
     g = h = None
     walker_factor = visit_factor = 0.0
     if grad_walker is not None:
@@ -134,13 +144,12 @@ def gradients(
     return Gradients(da, db, dbias_a, ds.sum(0) if needs[3] else None)
 
 
-def _plain_walks(problem: Problem, constants: _Constants) -> Walks:
-    """Saves ``p_ab`` and ``q``."""
+def _plain_walks(problem: Problem, constants: _Constants) -> _Walks:
+    """Saved are ``p_ab`` and ``q``."""
     s = _scores(problem)
-    p_ab = torch.softmax(s, 1, out=_memory(s.shape, s.dtype))
-    q = torch.softmax(s, 0, out=_memory(s.shape, s.dtype))
+    p_ab, q = torch.softmax(s, 1), torch.softmax(s, 0)
     visit = torch.mv(p_ab.t(), constants.row_weights) if problem.visit else None
-    return Walks(_products(problem.blocks, p_ab, q), visit, (p_ab, q))
+    return _products(problem.blocks, p_ab, q), visit, (p_ab, q)
 
 
 def _plain_gradient(
@@ -153,8 +162,7 @@ def _plain_gradient(
         return _softmax_backward(h.mul_(visit_factor).expand_as(p_ab), p_ab, 1)
     kernels = _kernels(blocks, g)
     if h is not None and blocks.dense:
-        out = _memory(q.shape, q.dtype)
-        dp_ab = torch.addmm(h, kernels[0], q, beta=visit_factor, alpha=walker_factor, out=out)
+        dp_ab = torch.addmm(h, kernels[0], q, beta=visit_factor, alpha=walker_factor)
     else:
         dp_ab = _apply(blocks, kernels, q).mul_(walker_factor)
         if h is not None:
@@ -164,8 +172,8 @@ def _plain_gradient(
     return ds.add_(_softmax_backward(dq, q, 0), alpha=walker_factor)
 
 
-def _merged_walks(problem: Problem, constants: _Constants) -> Walks | None:
-    """The merged form, or None where it does not hold; saves ``p_aba``, ``t``, ``f`` and ``y``."""
+def _merged_walks(problem: Problem, constants: _Constants) -> _Walks | None:
+    """None where the merged form does not hold; saved are ``p_aba``, ``t``, ``f`` and ``y``."""
     t = _scores(problem).exp_()
     f, y = t.sum(1), t.sum(0)
     for sums in (f.numpy(), y.numpy()):
@@ -179,7 +187,7 @@ def _merged_walks(problem: Problem, constants: _Constants) -> Walks | None:
     p_aba = _products(problem.blocks, t, t)
     for product, factor in zip(_kernels(problem.blocks, p_aba), _row_factors(problem.blocks, f), strict=True):
         product *= factor
-    return Walks(p_aba, visit, (p_aba, t, f, y))
+    return p_aba, visit, (p_aba, t, f, y)
 
 
 def _merged_gradient(
@@ -211,18 +219,9 @@ def _merged_gradient(
     return ds.addr_(rho.mul_(f), y, alpha=-1.0).mul_(t)
 
 
-def _weighted_log(x: Tensor, weights: Tensor, eps: float) -> Tensor:
-    """``sum_i weights_i log x_i``; where ``eps`` is 0, a logarithm of -inf has no part in it under a weight of 0."""
-    if eps == 0.0:
-        return torch.xlogy(weights, x).sum()
-    x = x.log()
-    return torch.dot(x, weights) if x.shape[0] <= _DOT else x.mul_(weights).sum()
-
-
 def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor:
     """``p (x - sum p x)`` for a gradient x of the probabilities p: the operation behind the derivative of softmax."""
-    out = _memory(probability.shape, probability.dtype)
-    return torch._softmax_backward_data(gradient, probability, dim, probability.dtype, grad_input=out)
+    return torch._softmax_backward_data(gradient, probability, dim, probability.dtype)
 
 
 def _scores(problem: Problem) -> Tensor:
@@ -239,9 +238,6 @@ def _products(blocks: ClassBlocks, left: Tensor, right: Tensor) -> Tensor:
     """Flat ``sum_j left_ij right_kj`` within the blocks."""
     if blocks.dense:
         return torch.mm(left, right.t()).view(-1)
-    if blocks.batched:
-        (bucket,) = blocks.buckets
-        return torch.bmm(bucket.rows(left), bucket.rows(right).mT).view(-1)
     products = torch.zeros_like(blocks.target)
     add_round_trips(blocks, blocks.views(products), left, right)
     return products
@@ -279,7 +275,5 @@ def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
 
 
 def _operands(problem: Problem) -> tuple[Tensor, Tensor]:
-    a, b, dtype = problem.a, problem.b, problem.dtype
-    if a.dtype != dtype:
-        a, b = a.to(dtype), b.to(dtype)
+    a, b = problem.a.to(problem.dtype), problem.b.to(problem.dtype)
     return a if problem.scale == 1.0 else a * problem.scale, b
