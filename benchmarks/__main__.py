@@ -119,11 +119,15 @@ def run_times(suite: str, options: argparse.Namespace, about: Row) -> None:
     sizes = {"paper": batches.PAPER, "large": batches.LARGE, "classes": batches.CLASSES}[suite]
     if options.largest is not None:
         sizes = tuple(batch for batch in sizes if batch.n * batch.m <= options.largest)
-    rows = list(timings(sizes, options, options.seconds or (2.0 if suite == "paper" else 8.0)))
+    rows = []
+    for row in timings(sizes, options, options.seconds or (2.0 if suite == "paper" else 8.0)):
+        rows.append(row)
+        if options.out is not None:
+            # A run that ends early leaves what it has.
+            report.save(options.out, suite, rows, about)
     report.print_table(f"Forward and backward, suite {suite}", *report.timing_table(rows))
     if options.out is None:
         return
-    report.save(options.out, suite, rows, about)
     if not can_plot():
         return
     report.plot_floor(options.out / f"{suite}_floor.png", rows, f"Fraction of the floor: {about['device']}")

@@ -71,11 +71,11 @@ LARGE = (
     Batch(2048, 16384, classes=2048),
     Batch(2048, 16384, unbalanced=True),
     Batch(4096, 16384, classes=100),
-    Batch(4096, 65536, classes=100),
-    Batch(512, 1_000_000),
     *(Batch(1024, 8192, d=d, classes=100) for d in (64, 128, 256, 512, 1024)),
     *(Batch(1024, m, classes=100) for m in (1024, 4096, 16384, 65536)),
     *(Batch(n, 8192, classes=100) for n in (128, 256, 512, 2048, 4096)),
+    Batch(512, 1_000_000),
+    Batch(4096, 65536, classes=100),
 )
 CLASSES = tuple(Batch(2048, 8192, classes=classes) for classes in (1, 2, 10, 32, 100, 512, 2048))
 MEMORY = (

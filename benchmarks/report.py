@@ -169,6 +169,6 @@ def plot_floor(path: Path, rows: list[Row], title: str) -> None:
     plot.set_xlabel("floor (useful operations at the rate of a large product), % of time")
     plot.set_title(title, fontsize=11)
     plot.grid(visible=True, axis="x", alpha=0.3)
-    plot.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -32,6 +32,9 @@ _QUICK_SECONDS = 0.05
 """A round of all providers quicker than this is a matter of caches: who comes after whom, and what lay between."""
 _STEPS_OF_QUICK_TURN = 5
 _MOST_ROUNDS = 500
+_FEWEST_ROUNDS = 3
+_LONG_SECONDS = 20.0
+"""A round longer than this is the only one."""
 
 
 def step(loss: Loss, a: Tensor, b: Tensor, labels: Tensor) -> None:
@@ -121,7 +124,8 @@ def time_providers(task: dict[str, Any]) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in losses}
     quick = estimate < _QUICK_SECONDS
     round_seconds = estimate * (_STEPS_OF_QUICK_TURN + 1 if quick else 1)
-    rounds = max(1, min(_MOST_ROUNDS, int(budget / max(round_seconds, 1e-9))))
+    least = _FEWEST_ROUNDS if round_seconds < _LONG_SECONDS else 1
+    rounds = max(least, min(_MOST_ROUNDS, int(budget / max(round_seconds, 1e-9))))
     order, shuffle = list(losses), random.Random(0).shuffle
     for index in range(rounds if losses else 0):
         # A product of this size empties the caches a small batch lives in: it goes before such rounds, not between.
