@@ -135,6 +135,9 @@ def plot_lines(
             *zip(*points, strict=True), "o-", label=_LABELS[name], color=_COLOURS[name], linewidth=width, markersize=4
         )
     plot.set(xscale="log", yscale="log", xlabel=axes[0], ylabel=axes[1])
+    measured = sorted({place for points in lines.values() for place, _ in points})
+    plot.set_xticks(measured, [f"{place:,}" for place in measured])
+    plot.set_xticks([], minor=True)
     plot.set_title(title, fontsize=11)
     plot.grid(visible=True, which="both", alpha=0.2)
     plot.legend(fontsize=9)
@@ -165,6 +168,7 @@ def plot_floor(path: Path, rows: list[Row], title: str) -> None:
         places, percentages = zip(*points, strict=True)
         plot.barh(places, percentages, height=height, label=_LABELS[name], color=_COLOURS[name])
     plot.set_yticks(range(len(batches)), [Batch(*batch).label for batch in batches], fontsize=8)
+    plot.margins(y=0.01)
     plot.invert_yaxis()
     plot.set_xlabel("floor (useful operations at the rate of a large product), % of time")
     plot.set_title(title, fontsize=11)

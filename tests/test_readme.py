@@ -27,7 +27,7 @@ def test_times_are_the_suites() -> None:
     times = {
         (f"{row['n']} x {row['m']}, {row['classes']}", row["provider"]): row
         for row in read_results("paper.csv") + read_results("large.csv")
-        if row["d"] == "128" and row.get("scale", "0.55") == "0.55"
+        if (row["d"], row["scale"], row["unbalanced"]) == ("128", "0.55", "False")
     }
     rows = table_below("## Speed and memory on a CPU")
     assert len(rows) == 7
@@ -39,6 +39,19 @@ def test_times_are_the_suites() -> None:
         assert over_eager == f"{float(times[name, 'fastassoc']['times_eager']):.1f}", name
         assert float(over_compiled) == pytest.approx(medians["compiled"] / medians["fastassoc"], abs=0.051), name
         assert floor == f"{float(times[name, 'fastassoc']['floor_over_time']):.0%}"
+
+
+def test_peaks_are_the_suites() -> None:
+    peaks = {
+        (f"{row['n']} x {row['m']}", row["provider"]): float(row["resident_mib"])
+        for row in read_results("memory.csv")
+        if row["classes"] == "10"
+    }
+    rows = table_below("Peak memory of one step beyond")
+    assert len(rows) == 3
+    for name, _, *written in rows:
+        providers = ("fastassoc", "eager", "compiled", "chunked")
+        assert written == [f"{peaks[name, provider]:.0f}" for provider in providers]
 
 
 def test_errors_are_the_experiments() -> None:
