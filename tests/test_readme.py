@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_peaks_are_the_suites() -> None:
     for name, _, *written in rows:
         providers = ("fastassoc", "eager", "compiled", "chunked")
         assert written == [f"{peaks[name, provider]:.0f}" for provider in providers]
+
+
+def test_figures_in_sentences_are_the_suites() -> None:
+    text = " ".join(README.split())
+    largest = {row["provider"]: int(row["m"]) for row in read_results("largest_batch.csv")}
+    assert f"a step takes {largest['fastassoc'] / 1e6:.1f} million unlabelled samples" in text
+    eager, chunked = (f"{round(largest[name], -3):,}" for name in ("eager", "chunked"))
+    assert largest["compiled"] == largest["eager"]
+    assert f"`torch.compile` of it take {eager}, checkpointed chunks {chunked}." in text
+    growth = json.loads((ROOT / "benchmarks" / "results" / "growth.json").read_text(encoding="utf-8"))
+    last = growth["rows"][-1]
+    assert f"the power of {growth['environment']['time_exponent']:.2f} from 62,500 to {last['batch'][1]:,}" in text
+    assert f"gradients is {last['resident_mib']:.0f} MiB" in text
+    ratios = [row for row in read_results("paper.csv") if row["provider"] == "fastassoc"]
+    large_logits = [f"{float(row['times_eager']):.0f}" for row in ratios if row["scale"] != "0.55"]
+    assert f"it is {' and '.join(large_logits)} times slower" in text
+    small = [100 * float(row["times_eager"]) - 100 for row in ratios if int(row["n"]) <= 100]
+    assert f"quicker than eager code by {min(small):.0f} to {max(small):.0f}%" in text
 
 
 def test_errors_are_the_experiments() -> None:
