@@ -33,11 +33,9 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends import Gradients, LossGradient, Needs, Problem, Saved, Walks, visit_gradient
-from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
+from fastassoc.backends.cpu_products import SymmetricTrips, add_round_trips, apply_kernels
 from fastassoc.backends.cpu_tiles import GradientSums, Scores, Scratch, Tile, Tiling
 
-_COLUMN_MAJOR_ROWS = 64
-"""Blocks of 2 to this many rows multiply about twice as fast where the columns of a tile are contiguous."""
 _UNSHIFTED = 40.0
 """Scores up to this size need no shift: their exponentials are far from the limits of float32."""
 
@@ -69,31 +67,32 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
     kept = tiling.kept_memory(problem, needs_gradient)
     scratch = Scratch(problem, tiling)
     scores = Scores(problem, tiling)
-    column_major = _prefers_column_major(problem)
-    p_aba = problem.a.new_zeros(problem.blocks.target.numel(), dtype=problem.dtype) if problem.walker else None
-    products = [] if p_aba is None else problem.blocks.views(p_aba)
+    trips = SymmetricTrips(problem.blocks, problem.dtype, tiling.width) if problem.walker else None
     row_sum = problem.a.new_zeros(problem.blocks.rows, dtype=torch.float64)
     column_sum, y = (problem.a.new_empty(problem.b.shape[0], dtype=problem.dtype) for _ in range(2))
     r = u = None
     for tile in tiling.tiles(kept):
         span = tile.columns
-        t = scores.raw(tile, out=scratch.shaped(tile, column_major) if tile.kept is None else tile.kept)
+        t = scores.raw(tile, out=scratch.shaped(tile) if tile.kept is None else tile.kept)
         if u is None:
             r, u = _shift(t)
         _exponentials(t, None if r is None else r.unsqueeze(1), r is not None)
         row_sum += t.sum(1)
         _scaled(t, torch.rsqrt(torch.mv(t.t(), u, out=column_sum[span]), out=y[span]), r is not None)
-        if products:
-            add_round_trips(problem.blocks, products, t, t)
+        if trips is not None:
+            trips.add(t)
     assert u is not None
     f = row_sum.reciprocal_().to(problem.dtype)
     if not _holds(problem, f, u, y):
         return None
     v = (y.double() * column_sum).reciprocal_().to(problem.dtype)
     factors = _Factors(r, None, y, f, y.reciprocal(), u, v)
-    for bucket, product in zip(problem.blocks.buckets, products, strict=False):
-        product *= bucket.rows(f).unsqueeze(2)
-        product *= bucket.rows(u).unsqueeze(1)
+    p_aba = None
+    if trips is not None:
+        p_aba = trips.result()
+        for bucket, product in zip(problem.blocks.buckets, problem.blocks.views(p_aba), strict=True):
+            product *= bucket.rows(f).unsqueeze(2)
+            product *= bucket.rows(u).unsqueeze(1)
     visits = _Visits(problem, factors, needs_gradient) if problem.visit else None
     if visits is not None:
         for tile in tiling.tiles(kept):
@@ -211,9 +210,9 @@ def gradients(problem: Problem, saved: Saved, gradient: LossGradient, needs: Nee
             ds *= t
         elif merged:
             apply_kernels(problem.blocks, kernels, t, out=ds)
+            tile_factor[-1] *= torch.mv(torch.mul(ds, t, out=bracket).t(), ones)
+            ds.addmm_(left_factor, tile_factor)
             ds *= t
-            tile_factor[-1] *= torch.mv(ds.t(), ones)
-            ds.addcmul_(t, torch.mm(left_factor, tile_factor, out=bracket))
         else:
             assert back_scratch is not None
             q = _steps_back(scores, tile, factors, back_scratch)
@@ -303,16 +302,6 @@ def _scaled(e: Tensor, factor: Tensor | None, flush: bool) -> Tensor:
 def _lowest_exponent(dtype: torch.dtype) -> int:
     """Its exponential, a few times over or under, is a normal number."""
     return math.ceil(math.log(torch.finfo(dtype).tiny)) + 1
-
-
-def _prefers_column_major(problem: Problem) -> bool:
-    """Whether most rows lie in blocks whose round trips multiply faster from column-major tiles."""
-    if not problem.walker:
-        return False
-    small = sum(
-        bucket.blocks * bucket.size for bucket in problem.blocks.buckets if 1 < bucket.size <= _COLUMN_MAJOR_ROWS
-    )
-    return 2 * small > problem.blocks.rows
 
 
 def _round_trip_kernels(problem: Problem, g: Tensor | None, f: Tensor, u: Tensor | None) -> list[Tensor]:

@@ -2,10 +2,76 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from fastassoc.classes import ClassBlocks
+from fastassoc.classes import Bucket, ClassBlocks
+
+_THIN_ROWS = 15
+_THIN_COLUMNS = 25
+"""The library multiplies up to 15 rows with many others without packing them, if columns are 25 times as many."""
+_THICK_ROWS = 96
+"""Where it packs: high enough to be quick, low enough for most of the lower triangle to be left out."""
+_LARGEST_THIN = 160
+"""Size of block up to which thin strips are quicker, if there are several blocks for the threads to share."""
+_EVEN = 8
+
+
+class SymmetricTrips:
+    """Collects ``sum_j t_ij t_kj`` for all pairs of rows of a block, over tiles of columns.
+
+    Of a symmetric product the upper triangle is enough: strips of rows, each multiplied with itself and the rows below.
+    """
+
+    def __init__(self, blocks: ClassBlocks, dtype: torch.dtype, columns: int) -> None:
+        self.blocks = blocks
+        self.strips = [
+            [
+                torch.zeros((bucket.blocks, end - start, bucket.size - start), dtype=dtype, device="cpu")
+                for start, end in _strips(bucket, columns)
+            ]
+            for bucket in blocks.buckets
+        ]
+
+    def add(self, t: Tensor) -> None:
+        """Adds a tile [N, columns], row-major."""
+        for bucket, strips in zip(self.blocks.buckets, self.strips, strict=True):
+            rows = bucket.rows(t)
+            if bucket.size == 1:
+                strips[0] += torch.linalg.vector_norm(rows, dim=2, keepdim=True).square_()
+                continue
+            for strip in strips:
+                _, height, length = strip.shape
+                below = rows if length == bucket.size else rows.narrow(1, bucket.size - length, length)
+                strip.baddbmm_(below.narrow(1, 0, height), below.mT)
+
+    def result(self) -> Tensor:
+        """The products in both triangles, flat (`ClassBlocks.views`)."""
+        flat = torch.empty_like(self.blocks.target)
+        for strips, products in zip(self.strips, self.blocks.views(flat), strict=True):
+            for strip in strips:
+                _, height, length = strip.shape
+                start = products.shape[2] - length
+                end = start + height
+                products[:, start:end, start:] = strip
+                products[:, end:, start:end] = strip[:, :, height:].mT
+        return flat
+
+
+def _strips(bucket: Bucket, columns: int) -> list[tuple[int, int]]:
+    """First and last row of every strip."""
+    size = bucket.size
+    thin = min(_THIN_ROWS, columns // _THIN_COLUMNS)
+    if bucket.blocks > 1 and size <= _LARGEST_THIN and thin > 1:
+        count = -(-size // thin)
+        cuts = [size * strip // count for strip in range(count + 1)]
+    else:
+        # A first strip of a few rows leaves an even number for the others, which is quicker by a quarter.
+        first = size % _EVEN + _EVEN if size % _EVEN and size > _THICK_ROWS else _THICK_ROWS
+        cuts = [0, *range(first, size, _THICK_ROWS), size]
+    return list(itertools.pairwise(cuts))
 
 
 def add_round_trips(blocks: ClassBlocks, products: list[Tensor], t: Tensor, q: Tensor) -> None:

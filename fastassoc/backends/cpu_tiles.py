@@ -12,11 +12,12 @@ from fastassoc.backends import Gradients, Problem
 from fastassoc.backends.cpu_memory import borrow
 
 _TILE_BYTES = 4 * 2**20
+_WIDE_COLUMNS = 512
+"""Up to here wider is quicker, even where a tile then takes twice the bytes."""
 _MIN_COLUMNS = 128
 _WORKSPACE_BYTES = 32 * 2**20
 """Bound on the scratch tiles and the kept tiles together."""
 _SCRATCH_TILES = 3
-_MIN_COLUMN_MAJOR = 16
 _KEPT_BYTES = 256 * 2**20
 """Up to this size the whole of ``t`` is kept for the backward pass, beyond only what the workspace holds."""
 
@@ -40,7 +41,8 @@ class Tiling:
     def __init__(self, problem: Problem) -> None:
         rows, columns = problem.a.shape[0], problem.b.shape[0]
         bytes_per_column = rows * problem.dtype.itemsize
-        width = max(_MIN_COLUMNS, _TILE_BYTES // bytes_per_column)
+        columns_in_tile = _TILE_BYTES // bytes_per_column
+        width = max(_MIN_COLUMNS, columns_in_tile, min(_WIDE_COLUMNS, 2 * columns_in_tile))
         count = -(-columns // width)
         if count > 1:
             # Even tiles, each a multiple of the longest vector.
@@ -79,13 +81,10 @@ class Scratch:
         self.width = tiling.width
         self.memory = borrow((tiling.rows * tiling.width,), problem.dtype)
 
-    def shaped(self, tile: Tile, column_major: bool = False) -> Tensor:
-        """A dense [N, columns of the tile] matrix, its rows or its columns contiguous."""
+    def shaped(self, tile: Tile) -> Tensor:
+        """A contiguous [N, columns of the tile] matrix."""
         columns = tile.width
         memory = self.memory if columns == self.width else self.memory[: self.rows * columns]
-        # Sweeps in the two orders must agree on every score: narrow products round differently in each.
-        if column_major and min(self.rows, columns) >= _MIN_COLUMN_MAJOR:
-            return memory.view(columns, self.rows).t()
         return memory.view(self.rows, columns)
 
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Problem, Saved
 from fastassoc.backends.block_losses import make_problem, rows_back, walk_statistics, weighted_log
 from fastassoc.backends.cpu_memory import borrow
-from fastassoc.backends.cpu_products import add_round_trips, apply_kernels
+from fastassoc.backends.cpu_products import SymmetricTrips, add_round_trips, apply_kernels
 from fastassoc.classes import ClassBlocks
 
 _ALLOCATED = 2**17
@@ -184,7 +184,9 @@ def _merged_walks(problem: Problem, constants: _Constants) -> _Walks | None:
     y.sqrt_()
     visit = torch.mv(t.t(), f * constants.row_weights) if problem.visit else None
     t /= y
-    p_aba = _products(problem.blocks, t, t)
+    trips = SymmetricTrips(problem.blocks, problem.dtype, t.shape[1])
+    trips.add(t)
+    p_aba = trips.result()
     for product, factor in zip(_kernels(problem.blocks, p_aba), _row_factors(problem.blocks, f), strict=True):
         product *= factor
     return p_aba, visit, (p_aba, t, f, y)
