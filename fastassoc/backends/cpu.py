@@ -10,8 +10,8 @@ from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved, block_lo
 
 _DENSE_PRODUCTS = 4 * 10**6
 """Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
-_WHOLE_SCORES = 2**18
-"""Up to this many scores ``N M`` both probability matrices stay in cache, and whole is quicker than tiled."""
+_WHOLE_SCORES = 2**20
+"""Up to this many scores ``N M`` whole is quicker than tiled."""
 _REMEMBERED_ROWS = 1024
 """A sampler that balances classes often gives the same labels at every step; up to this size they are compared."""
 _MAX_SAVED = 11
