@@ -33,7 +33,7 @@ _QUICK_SECONDS = 0.05
 _STEPS_OF_QUICK_TURN = 5
 _MOST_ROUNDS = 500
 _FEWEST_ROUNDS = 3
-_LONG_SECONDS = 20.0
+_LONG_SECONDS = 40.0
 """A round longer than this is the only one."""
 
 

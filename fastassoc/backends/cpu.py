@@ -45,8 +45,11 @@ def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: t
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.Backend`."""
-    if _is_whole(inputs):
-        return cpu_whole.losses(inputs, needs_gradient, statistics)
+    # Without round trips, whole has nothing to notice a column of -inf by.
+    if inputs.walker and inputs.labels.rows * inputs.b.shape[0] <= _WHOLE_SCORES:
+        whole = cpu_whole.losses(inputs, needs_gradient, statistics)
+        if whole is not None:
+            return whole
     return block_losses.losses(cpu_blocked, inputs, needs_gradient, statistics)
 
 
@@ -54,7 +57,8 @@ def gradients(
     inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    if _is_whole(inputs):
+    # Tiles save more tensors, and their last but two is never None.
+    if len(saved) < _MAX_SAVED or saved[_MAX_SAVED - 3] is None:
         return cpu_whole.gradients(inputs, saved, grad_walker, grad_visit, needs)
     return block_losses.gradients(cpu_blocked, inputs, saved, grad_walker, grad_visit, needs)
 
@@ -62,8 +66,3 @@ def gradients(
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.Backend`: all in the accumulation dtype."""
     return [dtype] * _MAX_SAVED
-
-
-def _is_whole(inputs: Inputs) -> bool:
-    # Without round trips, whole has nothing to notice a column of -inf by.
-    return inputs.walker and inputs.labels.rows * inputs.b.shape[0] <= _WHOLE_SCORES

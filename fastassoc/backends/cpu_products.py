@@ -17,6 +17,8 @@ _THICK_ROWS = 96
 _LARGEST_THIN = 160
 """Size of block up to which thin strips are quicker, if there are several blocks for the threads to share."""
 _EVEN = 8
+_COLUMNS_AT_ONCE = 2**13
+"""A product adds up more columns than these less exactly than the sum of products does."""
 
 
 class SymmetricTrips:
@@ -37,6 +39,10 @@ class SymmetricTrips:
 
     def add(self, t: Tensor) -> None:
         """Adds a tile [N, columns], row-major."""
+        for part in t.split(_COLUMNS_AT_ONCE, dim=1):
+            self._add(part)
+
+    def _add(self, t: Tensor) -> None:
         for bucket, strips in zip(self.blocks.buckets, self.strips, strict=True):
             rows = bucket.rows(t)
             if bucket.size == 1:

@@ -43,6 +43,8 @@ _ALLOCATED = 2**17
 """Results of up to so many entries come from memory that the allocator has at hand."""
 _MERGED_SCORES = 2**17
 """From so many scores on the merged form is quicker; below, the plain one has fewer operations."""
+_PLAIN_SCORES = 2**18
+"""Beyond so many scores the plain form gives way to tiles, which flush what underflows: it makes arithmetic slow."""
 _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 """Of R and C, in the merged form. Nothing overflows: ``t <= 1e10`` and ``K <= 2e6 / eps``, so ``K t`` is below 1e27 for
 each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
@@ -85,13 +87,15 @@ def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
     return constants
 
 
-def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
-    """See `fastassoc.backends.Backend`; for batches with a walker term."""
+def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
+    """See `fastassoc.backends.Backend`; for batches with a walker term. None where tiles are quicker."""
     problem = make_problem(inputs)
     blocks, eps = problem.blocks, problem.eps
     constants = _constants(blocks.rows, inputs.b.shape[0], eps, inputs.dtype)
-    large = blocks.rows * inputs.b.shape[0] >= _MERGED_SCORES
-    walks = _merged_walks(problem, constants) if large and eps >= _SMALLEST_EPS else None
+    scores = blocks.rows * inputs.b.shape[0]
+    walks = _merged_walks(problem, constants) if scores >= _MERGED_SCORES and eps >= _SMALLEST_EPS else None
+    if walks is None and scores > _PLAIN_SCORES:
+        return None
     p_aba, visit_probability, saved = _plain_walks(problem, constants) if walks is None else walks
     x = p_aba + constants.eps
     walker = constants.walker - weighted_log(x, blocks.target, eps)
@@ -205,20 +209,25 @@ def _merged_gradient(
     if h is not None:
         h = torch.mul(h, y, out=h).mul_(visit_factor)
         rho = torch.mv(t, h).mul_(f)
-    if g is None:
-        ds = torch.zeros_like(t)
-    else:
+    if g is not None:
         g.mul_(walker_factor)
         trips = blocks.row_sums(g * p_aba)
         rho = trips if rho is None else rho.add_(trips)
         kernels = [kernel + kernel.mT for kernel in map(torch.mul, _kernels(blocks, g), _row_factors(blocks, f))]
         ds = _apply(blocks, kernels, t)
         sigma = torch.mul(t, ds, out=_memory(t.shape, t.dtype)).sum(0).div_(y)
-        ds.sub_(sigma, alpha=0.5)
-    if h is not None:
-        ds.addr_(f, h)
     assert rho is not None
-    return ds.addr_(rho.mul_(f), y, alpha=-1.0).mul_(t)
+    left, right = [rho.mul_(f)], [-y]
+    if h is not None:
+        left.append(f)
+        right.append(h)
+    if g is None:
+        ds = torch.mm(torch.stack(left, 1), torch.stack(right), out=_memory(t.shape, t.dtype))
+    else:
+        left.append(torch.full_like(f, -0.5))
+        right.append(sigma)
+        ds.addmm_(torch.stack(left, 1), torch.stack(right))
+    return ds.mul_(t)
 
 
 def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor:

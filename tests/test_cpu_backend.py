@@ -1,0 +1,47 @@
+"""Which batches the CPU backend computes whole, which in tiles, and that gradients follow the losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import benchmarks.eager
+import fastassoc
+from fastassoc import reference
+from fastassoc.backends import cpu_blocked, cpu_whole
+from tests.cases import assert_as_exact_as, evaluate, make_case
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("n", "m", "scale", "expected"),
+    [
+        (100, 200, 0.3, "whole"),
+        (100, 200, 3.0, "whole"),
+        (300, 1000, 0.3, "whole"),
+        # What underflows is flushed in tiles alone: from this size on that is the quicker.
+        (300, 1000, 3.0, "tiles"),
+        (1000, 1100, 0.3, "tiles"),
+    ],
+)
+def test_whole_or_in_tiles(
+    monkeypatch: pytest.MonkeyPatch, n: int, m: int, scale: float, expected: str, compiled: bool
+) -> None:
+    used = []
+    for name, module in (("whole", cpu_whole), ("tiles", cpu_blocked)):
+        gradients = module.gradients
+
+        def noting(*arguments, name=name, gradients=gradients):  # type: ignore[no-untyped-def]
+            used.append(name)
+            return gradients(*arguments)
+
+        monkeypatch.setattr(module, "gradients", noting)
+    case = make_case(n, m, 64, 10, scale=scale, dtype=torch.float32)
+    loss = fastassoc.walker_visit_loss
+    if compiled:
+        # Operators give what was saved back flat, and padded with None.
+        loss = torch.compile(loss, backend="aot_eager")
+    mine = evaluate(loss, case)
+    assert used == [expected]
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    assert_as_exact_as(mine, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
