@@ -24,8 +24,8 @@ from fastassoc import reference
 
 MIB = 2**20
 _PRODUCT_SIZE = 2048
-_CHECKED_ROWS, _CHECKED_COLUMNS = 512, 4096
-"""The corner of a batch that a provider has to get right before it is timed: two tiles of fastassoc's on a CPU."""
+_CHECKED_ROWS, _CHECKED_COLUMNS = 512, 8192
+"""The corner of a batch that a provider has to get right before it is timed: four tiles of fastassoc's on a CPU."""
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
 """Of gradients, relative: ten times what rounding in the dtype does to eager PyTorch."""
 _QUICK_SECONDS = 0.05

@@ -32,6 +32,7 @@ def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Sends every batch through "dense" (one block), "whole" (class blocks, merged where that holds) or tiles."""
     monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
     monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
+    monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 10**18)
     if path == "whole":
         monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
         monkeypatch.setattr(cpu_whole, "_ALLOCATED", 0)

@@ -27,8 +27,10 @@ ALLOWED = {
     "fastassoc.backends": {
         "fastassoc.classes",
         "fastassoc.backends.cpu",
+        "fastassoc.backends.cpu_functions",
         "fastassoc.backends.triton",
     },
+    "fastassoc.backends.cpu_functions": set(),
     "fastassoc.backends.block_losses": {"fastassoc.backends", "fastassoc.classes"},
     "fastassoc.backends.cpu": {
         "fastassoc.validation",

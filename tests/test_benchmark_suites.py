@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,28 @@ def test_useful_operations() -> None:
 def test_unbalanced_labels_fall_by_halves() -> None:
     sizes = batches.make_labels(Batch(1024, 1, classes=5, unbalanced=True)).bincount()
     assert sizes.tolist() == [512, 256, 128, 64, 64]
+
+
+def test_visit_terms_take_turns_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = []
+
+    def work(task: dict[str, Any]) -> dict[str, Any]:
+        tasks.append(task["providers"])
+        return {"product_gflops": 1.0, "providers": {name: {"status": "ok"} for name in task["providers"]}}
+
+    monkeypatch.setattr(suites, "work", work)
+    options = argparse.Namespace(providers=None, dtype="float32", device="cpu")
+    sizes = (Batch(8, 8), Batch(2048, 16384))
+    rows = list(suites.timings(sizes, options, 1.0))
+    walkers = ["fastassoc", "eager", "compiled", "chunked"]
+    assert [name for name in tasks[0] if name in walkers] == walkers
+    assert tasks == [tasks[0], tasks[0], ["fastassoc_visit", "keops_visit"]]
+    assert [row["provider"] for row in rows] == [name for names in tasks for name in names]
+
+    tasks.clear()
+    options.providers = ["eager"]
+    list(suites.timings(sizes, options, 1.0))
+    assert tasks == [["eager"], ["eager"]]
 
 
 @linux

@@ -1,6 +1,9 @@
-"""Which batches the CPU backend computes whole, which in tiles, and that gradients follow the losses."""
+"""Which batches the CPU backend computes whole, which in tiles, and what it does on import."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -45,3 +48,22 @@ def test_whole_or_in_tiles(
     assert used == [expected]
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     assert_as_exact_as(mine, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
+
+
+def test_vector_functions_are_resolved_by_one_thread_on_import() -> None:
+    # The race itself shows in one process of seventy.
+    program = """
+import torch
+called = set()
+for name in ("exp", "log", "sqrt"):
+    def noting(x, name=name, function=getattr(torch, name)):
+        assert x.numel() == 1
+        called.add((name, x.dtype, x.device.type))
+        return function(x)
+    setattr(torch, name, noting)
+torch.set_default_device("meta")
+import fastassoc
+print(len(called), {device for _, _, device in called})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "6 {'cpu'}"

@@ -16,10 +16,13 @@ from fastassoc.classes import class_blocks
     [[1], [1, 1, 1], [2], [15, 15], [16, 16, 16, 1], [47, 47], [96], [97], [105, 105], [161, 161], [200, 30, 30, 1]],
     ids=str,
 )
-def test_symmetric_trips_are_the_block_products(sizes: list[int], columns: int) -> None:
+def test_symmetric_trips_are_the_block_products(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], columns: int
+) -> None:
+    monkeypatch.setattr(cpu_products, "_COLUMNS_AT_ONCE", 200)
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     blocks = class_blocks(labels, torch.float64)
-    trips = SymmetricTrips(blocks, torch.float64, columns)
+    trips = SymmetricTrips(blocks, columns)
     generator = torch.Generator().manual_seed(0)
     # The last tile is often narrower than the width that the strips were made for.
     tiles = [torch.randn(len(labels), width, dtype=torch.float64, generator=generator) for width in (columns, 3)]
@@ -39,13 +42,13 @@ def test_symmetric_trips_are_the_block_products(sizes: list[int], columns: int) 
 
 def test_strips_cover_the_upper_triangle_alone() -> None:
     blocks = class_blocks(torch.arange(4).repeat_interleave(300), torch.float32)
-    (strips,) = SymmetricTrips(blocks, torch.float32, 512).strips
+    (strips,) = SymmetricTrips(blocks, 512).strips
     assert [tuple(strip.shape) for strip in strips] == [(4, 12, 300), (4, 96, 288), (4, 96, 192), (4, 96, 96)]
 
 
 @pytest.mark.parametrize(("columns", "highest"), [(1000, 15), (256, 10), (128, 5)])
 def test_thin_strips_have_many_columns_for_a_row(columns: int, highest: int) -> None:
     blocks = class_blocks(torch.arange(3).repeat_interleave(100), torch.float32)
-    (strips,) = SymmetricTrips(blocks, torch.float32, columns).strips
+    (strips,) = SymmetricTrips(blocks, columns).strips
     assert max(strip.shape[1] for strip in strips) <= highest
     assert highest * cpu_products._THIN_COLUMNS <= columns

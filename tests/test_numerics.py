@@ -45,13 +45,16 @@ def test_float32_is_as_exact_as_eager_over_many_columns(classes: int) -> None:
 
 
 # Sums over a hundred thousand columns for each round trip, by a dot product or by a matrix product.
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
 @pytest.mark.parametrize("classes", [10, 5, 2])
-def test_float32_is_as_exact_as_eager_with_few_rows(classes: int) -> None:
+def test_float32_is_as_exact_as_eager_with_few_rows(monkeypatch: pytest.MonkeyPatch, classes: int, eps: float) -> None:
+    # The library's softmax over that many columns is less exact; in the plain form this batch goes through tiles.
+    monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 2**18)
     case = make_case(10, 100_000, 64, 0, scale=0.6, dtype=torch.float32)
     case = case._replace(labels=torch.arange(10) % classes)
-    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
-    mine = evaluate(fastassoc.walker_visit_loss, case)
-    eager = evaluate(benchmarks.eager.walker_visit_loss, case)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, eps=eps)
+    mine = evaluate(fastassoc.walker_visit_loss, case, eps=eps)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case, eps=eps)
     for name, x, y, true in zip(exact._fields, mine, eager, exact, strict=True):
         assert relative_error(x, true) <= 2 * relative_error(y, true) + FLOAT32_BAND, name
 
@@ -161,7 +164,7 @@ def test_rows_far_below_the_others_that_outgrow_their_first_tile() -> None:
     assert_as_exact_as(result, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
 
 
-# Products of so few rows round differently in the two memory orders.
+# Sweeps must agree on every score, and products of so few rows take paths of their own in the library.
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_few_rows_with_large_logits(n: int) -> None:
     case = make_case(n, 3000, 128, 1, scale=8.0, dtype=torch.float32)

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fastassoc.backends.cpu_functions import resolve_vector_functions
 from fastassoc.classes import ClassBlocks
+
+resolve_vector_functions()
 
 Saved = tuple[Tensor | None, ...]
 Needs = tuple[bool, bool, bool, bool]

@@ -67,7 +67,7 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
     kept = tiling.kept_memory(problem, needs_gradient)
     scratch = Scratch(problem, tiling)
     scores = Scores(problem, tiling)
-    trips = SymmetricTrips(problem.blocks, problem.dtype, tiling.width) if problem.walker else None
+    trips = SymmetricTrips(problem.blocks, tiling.width) if problem.walker else None
     row_sum = problem.a.new_zeros(problem.blocks.rows, dtype=torch.float64)
     column_sum, y = (problem.a.new_empty(problem.b.shape[0], dtype=problem.dtype) for _ in range(2))
     r = u = None

@@ -16,9 +16,10 @@ _THICK_ROWS = 96
 """Where it packs: high enough to be quick, low enough for most of the lower triangle to be left out."""
 _LARGEST_THIN = 160
 """Size of block up to which thin strips are quicker, if there are several blocks for the threads to share."""
-_EVEN = 8
+_ROWS_MULTIPLE = 8
+"""A strip is quicker by a quarter where the rows that it is multiplied with are a multiple of these."""
 _COLUMNS_AT_ONCE = 2**13
-"""A product adds up more columns than these less exactly than the sum of products does."""
+"""Over more columns than these, one matrix product is less exact than the sum of several."""
 
 
 class SymmetricTrips:
@@ -27,11 +28,11 @@ class SymmetricTrips:
     Of a symmetric product the upper triangle is enough: strips of rows, each multiplied with itself and the rows below.
     """
 
-    def __init__(self, blocks: ClassBlocks, dtype: torch.dtype, columns: int) -> None:
+    def __init__(self, blocks: ClassBlocks, columns: int) -> None:
         self.blocks = blocks
         self.strips = [
             [
-                torch.zeros((bucket.blocks, end - start, bucket.size - start), dtype=dtype, device="cpu")
+                blocks.target.new_zeros((bucket.blocks, end - start, bucket.size - start))
                 for start, end in _strips(bucket, columns)
             ]
             for bucket in blocks.buckets
@@ -75,14 +76,20 @@ def _strips(bucket: Bucket, columns: int) -> list[tuple[int, int]]:
         count = -(-size // thin)
         cuts = [size * strip // count for strip in range(count + 1)]
     else:
-        # A first strip of a few rows leaves an even number for the others, which is quicker by a quarter.
-        first = size % _EVEN + _EVEN if size % _EVEN and size > _THICK_ROWS else _THICK_ROWS
+        # The first strip takes the odd rows.
+        odd = size % _ROWS_MULTIPLE
+        first = odd + _ROWS_MULTIPLE if odd and size > _THICK_ROWS else _THICK_ROWS
         cuts = [0, *range(first, size, _THICK_ROWS), size]
     return list(itertools.pairwise(cuts))
 
 
 def add_round_trips(blocks: ClassBlocks, products: list[Tensor], t: Tensor, q: Tensor) -> None:
     """``products_cik += sum_j t_cij q_ckj`` for every block c, from ``t`` and ``q`` [N, columns]."""
+    for left, right in zip(t.split(_COLUMNS_AT_ONCE, dim=1), q.split(_COLUMNS_AT_ONCE, dim=1), strict=True):
+        _add_round_trips(blocks, products, left, right)
+
+
+def _add_round_trips(blocks: ClassBlocks, products: list[Tensor], t: Tensor, q: Tensor) -> None:
     for bucket, product in zip(blocks.buckets, products, strict=True):
         left, right = bucket.rows(t), bucket.rows(q)
         if bucket.size == 1:

@@ -12,8 +12,6 @@ from fastassoc.backends import Gradients, Problem
 from fastassoc.backends.cpu_memory import borrow
 
 _TILE_BYTES = 4 * 2**20
-_WIDE_COLUMNS = 512
-"""Up to here wider is quicker, even where a tile then takes twice the bytes."""
 _MIN_COLUMNS = 128
 _WORKSPACE_BYTES = 32 * 2**20
 """Bound on the scratch tiles and the kept tiles together."""
@@ -41,8 +39,7 @@ class Tiling:
     def __init__(self, problem: Problem) -> None:
         rows, columns = problem.a.shape[0], problem.b.shape[0]
         bytes_per_column = rows * problem.dtype.itemsize
-        columns_in_tile = _TILE_BYTES // bytes_per_column
-        width = max(_MIN_COLUMNS, columns_in_tile, min(_WIDE_COLUMNS, 2 * columns_in_tile))
+        width = max(_MIN_COLUMNS, _TILE_BYTES // bytes_per_column)
         count = -(-columns // width)
         if count > 1:
             # Even tiles, each a multiple of the longest vector.

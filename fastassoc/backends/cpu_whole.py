@@ -22,7 +22,7 @@ With ``K_ik = f_i G_ik + G_ki f_k``:
     ds_ij   = t_ij ((K t)_ij + f_i (h_j - rho_i) y_j - sigma_j / y_j)
 
 No score is shifted in the merged form, so it holds while R and C stay within limits, and for an ``eps`` not too near 0;
-beyond, the form is plain.
+beyond, the form is plain, or, for more scores than `_PLAIN_SCORES`, tiles take over.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ALLOCATED = 2**17
 _MERGED_SCORES = 2**17
 """From so many scores on the merged form is quicker; below, the plain one has fewer operations."""
 _PLAIN_SCORES = 2**18
-"""Beyond so many scores the plain form gives way to tiles, which flush what underflows: it makes arithmetic slow."""
+"""Beyond so many scores the plain form gives way to tiles, which flush what underflows: subnormal numbers are slow."""
 _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 """Of R and C, in the merged form. Nothing overflows: ``t <= 1e10`` and ``K <= 2e6 / eps``, so ``K t`` is below 1e27 for
 each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
@@ -188,7 +188,7 @@ def _merged_walks(problem: Problem, constants: _Constants) -> _Walks | None:
     y.sqrt_()
     visit = torch.mv(t.t(), f * constants.row_weights) if problem.visit else None
     t /= y
-    trips = SymmetricTrips(problem.blocks, problem.dtype, t.shape[1])
+    trips = SymmetricTrips(problem.blocks, t.shape[1])
     trips.add(t)
     p_aba = trips.result()
     for product, factor in zip(_kernels(problem.blocks, p_aba), _row_factors(problem.blocks, f), strict=True):
