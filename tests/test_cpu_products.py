@@ -46,6 +46,12 @@ def test_strips_cover_the_upper_triangle_alone() -> None:
     assert [tuple(strip.shape) for strip in strips] == [(4, 12, 300), (4, 96, 288), (4, 96, 192), (4, 96, 96)]
 
 
+def test_no_thin_strips_where_products_underflow() -> None:
+    blocks = class_blocks(torch.arange(3).repeat_interleave(50), torch.float32)
+    (strips,) = SymmetricTrips(blocks, 512, underflow=True).strips
+    assert [tuple(strip.shape) for strip in strips] == [(3, 50, 50)]
+
+
 @pytest.mark.parametrize(("columns", "highest"), [(1000, 15), (256, 10), (128, 5)])
 def test_thin_strips_have_many_columns_for_a_row(columns: int, highest: int) -> None:
     blocks = class_blocks(torch.arange(3).repeat_interleave(100), torch.float32)

@@ -67,15 +67,16 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
     kept = tiling.kept_memory(problem, needs_gradient)
     scratch = Scratch(problem, tiling)
     scores = Scores(problem, tiling)
-    trips = SymmetricTrips(problem.blocks, tiling.width) if problem.walker else None
     row_sum = problem.a.new_zeros(problem.blocks.rows, dtype=torch.float64)
     column_sum, y = (problem.a.new_empty(problem.b.shape[0], dtype=problem.dtype) for _ in range(2))
-    r = u = None
+    trips = r = u = None
     for tile in tiling.tiles(kept):
         span = tile.columns
         t = scores.raw(tile, out=scratch.shaped(tile) if tile.kept is None else tile.kept)
         if u is None:
             r, u = _shift(t)
+            if problem.walker:
+                trips = SymmetricTrips(problem.blocks, tiling.width, underflow=r is not None)
         _exponentials(t, None if r is None else r.unsqueeze(1), r is not None)
         row_sum += t.sum(1)
         _scaled(t, torch.rsqrt(torch.mv(t.t(), u, out=column_sum[span]), out=y[span]), r is not None)

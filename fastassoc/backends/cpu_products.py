@@ -26,14 +26,15 @@ class SymmetricTrips:
     """Collects ``sum_j t_ij t_kj`` for all pairs of rows of a block, over tiles of columns.
 
     Of a symmetric product the upper triangle is enough: strips of rows, each multiplied with itself and the rows below.
+    Where products underflow, thin strips take twice as long as others; ``underflow`` forgoes them.
     """
 
-    def __init__(self, blocks: ClassBlocks, columns: int) -> None:
+    def __init__(self, blocks: ClassBlocks, columns: int, underflow: bool = False) -> None:
         self.blocks = blocks
         self.strips = [
             [
                 blocks.target.new_zeros((bucket.blocks, end - start, bucket.size - start))
-                for start, end in _strips(bucket, columns)
+                for start, end in _strips(bucket, 0 if underflow else columns)
             ]
             for bucket in blocks.buckets
         ]
