@@ -1,4 +1,4 @@
-"""Exponentials, logarithms and roots that are exact from the first call on.
+"""Exponentials, logarithms and roots in full precision from the first call on.
 
 MKL looks for the variant of a vector function when the function is first called. Where several threads do that at once,
 one of them may compute its share of that call by the variant of least precision, with errors of 1e-4

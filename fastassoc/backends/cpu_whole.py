@@ -49,6 +49,7 @@ _SMALLEST_SUM, _LARGEST_SUM = 1e-6, 1e20
 """Of R and C, in the merged form. Nothing overflows: ``t <= 1e10`` and ``K <= 2e6 / eps``, so ``K t`` is below 1e27 for
 each row, which leaves an upstream gradient of 1e10. And ``t t'`` may underflow: ``p_aba`` is 1e6 times that at most."""
 _ROWS_LOOKED_AT = 16
+"""Enough to show most batches whose scores are too large."""
 _SMALLEST_EPS = 1e-10
 """Added to ``p_aba``, it makes nothing of what underflows (at most 1e-32), and bounds K."""
 
@@ -180,7 +181,7 @@ def _plain_gradient(
 def _merged_walks(problem: Problem, constants: _Constants) -> _Walks | None:
     """None where the merged form does not hold; saved are ``p_aba``, ``t``, ``f`` and ``y``."""
     t = _scores(problem)
-    # A score beyond the largest sum; a few rows show most such batches before exponentials that underflow take time.
+    # A score whose exponential alone exceeds the largest sum: found before exponentials that underflow take time.
     if t.numpy()[:_ROWS_LOOKED_AT].max() > math.log(_LARGEST_SUM):
         return None
     t.exp_()
