@@ -12,6 +12,8 @@ from fastassoc import operators, validation
 from fastassoc.autograd import Options, WalkerVisitFunction
 from fastassoc.backends import choose_backend, own_precision
 
+_TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
+
 
 class WalkStatistics(NamedTuple):
     """What a walk did, for logging. No field carries a gradient; all are float32 (float64 for float64 inputs)."""
@@ -138,19 +140,26 @@ def walker_visit_loss(
     chosen = None if torch.compiler.is_compiling() else choose_backend(backend, a.device)
 
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    if eps < torch.finfo(dtype).tiny:
+    if eps < (_TINY_FLOAT64 if dtype == torch.float64 else _TINY_FLOAT32):
         eps = 0.0
     if a.dtype != b.dtype:
         validation.check_mixed_dtypes(a, b)
         a, b = a.to(dtype), b.to(dtype)
-    weightless = _is_zero(walker_weight), _is_zero(visit_weight)
-    # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
-    no_loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0 if all(weightless) else None
-    if no_loss is not None and not return_stats:
-        return no_loss
-    walker, visit = (return_stats or not zero for zero in weightless)
-    with own_precision(a):
-        a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
+    walker, visit = not _is_zero(walker_weight), not _is_zero(visit_weight)
+    no_loss = None
+    if not walker and not visit:
+        # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
+        no_loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0
+        if not return_stats:
+            return no_loss
+    if return_stats:
+        walker = visit = True
+    bias_a = bias_b = None
+    if similarity == "dot" and isinstance(temperature, float):
+        scale = 1.0 / temperature
+    else:
+        with own_precision(a):
+            a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
     # A bias, made of the one or of the other, needs one only where that does.
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if chosen is None:
@@ -206,14 +215,20 @@ def _is_zero(weight: float | Tensor) -> bool:
 def _weighted(
     walker: Tensor | None, walker_weight: float | Tensor, visit: Tensor | None, visit_weight: float | Tensor
 ) -> Tensor:
-    pairs = [(term, weight) for term, weight in ((walker, walker_weight), (visit, visit_weight)) if term is not None]
-    if len(pairs) == 1:
-        return _scaled(*pairs[0])
-    for (term, weight), other in zip(pairs, pairs[::-1], strict=True):
-        if _is_zero(weight):
-            # Computed for the statistics only; it may be the one that saw an input that is not finite.
-            return _scaled(*other).masked_fill(term.detach().isnan(), math.nan)
-    return _scaled(*pairs[0]) + _scaled(*pairs[1])
+    if visit is None:
+        assert walker is not None
+        return _scaled(walker, walker_weight)
+    if walker is None:
+        return _scaled(visit, visit_weight)
+    # A term of weight 0 was computed for the statistics only; it may be the one that saw an input that is not finite.
+    if _is_zero(walker_weight):
+        return _scaled(visit, visit_weight).masked_fill(walker.detach().isnan(), math.nan)
+    if _is_zero(visit_weight):
+        return _scaled(walker, walker_weight).masked_fill(visit.detach().isnan(), math.nan)
+    first = _scaled(walker, walker_weight)
+    if isinstance(visit_weight, Tensor):
+        return first + _scaled(visit, visit_weight)
+    return torch.add(first, visit, alpha=float(visit_weight))
 
 
 def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:

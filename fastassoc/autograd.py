@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Backend, Inputs, own_precision
+from fastassoc.backends import Backend, Gradients, Inputs, own_precision
 
 
 class Options(NamedTuple):
@@ -49,8 +49,9 @@ class WalkerVisitFunction(torch.autograd.Function):
         if options.needs_gradient:
             ctx.options = options
             ctx.save_for_backward(a, b, bias_a, bias_b, *saved)
-        if options.statistics:
-            ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
+        if not options.statistics:
+            return walker, visit
+        ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
         return walker, visit, *statistics
 
     @staticmethod
@@ -60,22 +61,22 @@ class WalkerVisitFunction(torch.autograd.Function):
         """Gradients of ``a``, ``b`` and the biases."""
         if grad_walker is None and grad_visit is None:
             return None, None, None, None, None
+        if not torch.is_grad_enabled():
+            return *_first_derivative(ctx, grad_walker, grad_visit), None
         with torch.no_grad():
-            gradients = WalkerVisitFunction._first_derivative(ctx, grad_walker, grad_visit)
-        if torch.is_grad_enabled():
-            sources = (*ctx.saved_tensors[:4], grad_walker, grad_visit)
-            gradients = tuple(None if x is None else _NoSecondDerivative.apply(x, *sources) for x in gradients)
-        return *gradients, None
+            gradients = _first_derivative(ctx, grad_walker, grad_visit)
+        sources = (*ctx.saved_tensors[:4], grad_walker, grad_visit)
+        return *(None if x is None else _NoSecondDerivative.apply(x, *sources) for x in gradients), None
 
-    @staticmethod
-    def _first_derivative(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b, bias_a, bias_b, *saved = ctx.saved_tensors
-        options: Options = ctx.options
-        with own_precision(a):
-            # Autograd itself brings them to the dtype of what they are gradients of.
-            return options.backend.gradients(
-                options.inputs(a, b, bias_a, bias_b), tuple(saved), grad_walker, grad_visit, ctx.needs_input_grad[:4]
-            )
+
+def _first_derivative(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> Gradients:
+    a, b, bias_a, bias_b, *saved = ctx.saved_tensors
+    options: Options = ctx.options
+    with own_precision(a):
+        # Autograd itself brings them to the dtype of what they are gradients of.
+        return options.backend.gradients(
+            options.inputs(a, b, bias_a, bias_b), tuple(saved), grad_walker, grad_visit, ctx.needs_input_grad[:4]
+        )
 
 
 class _NoSecondDerivative(torch.autograd.Function):

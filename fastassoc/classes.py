@@ -31,6 +31,8 @@ class ClassBlocks(NamedTuple):
 
     order: Tensor | None
     """[N] int64: row of ``a`` at each position, or None where the rows stay as they are."""
+    position: Tensor | None
+    """[N] int64, the inverse of ``order``: where each row of ``a`` went; None where some take no part."""
     buckets: tuple[Bucket, ...]
     target: Tensor
     """Flat: ``1 / (N n_i)`` for a same-class pair, 0 elsewhere (eq 7 over N); it sums to one."""
@@ -62,22 +64,20 @@ class ClassBlocks(NamedTuple):
 def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
     """All rows in one block, off-class pairs with target 0: nothing to sort, quickest for a few hundred rows.
 
-    ``labels`` lie on the CPU. ``kept_rows`` [N'] int64 limits the walk to these rows.
+    ``labels`` [N] lie on the CPU; ``kept_rows`` [N] int64 says which rows of ``a`` they are of, if not of all.
     """
-    # NumPy's calls cost a third of torch's, which is most of the time at this size.
-    values = (labels if kept_rows is None else labels[kept_rows]).numpy()
-    n = values.shape[0]
-    target = torch.from_numpy((values[:, None] == values).astype(np.float32)).to(dtype)
-    target /= target.sum(1, keepdim=True) * n
-    return ClassBlocks(kept_rows, (Bucket(0, 1, n),), target.view(-1), n)
+    n = labels.shape[0]
+    target = (labels.unsqueeze(1) == labels).to(dtype)
+    target /= target.sum(1, keepdim=True).mul_(n)
+    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), target.view(-1), n)
 
 
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
     """One block for each class; classes of equal size share a bucket, the largest first.
 
-    ``labels`` lie on the CPU. ``kept_rows`` [N'] int64 limits the walk to these rows.
+    ``labels`` [N] lie on the CPU; ``kept_rows`` [N] int64 says which rows of ``a`` they are of, if not of all.
     """
-    values = (labels if kept_rows is None else labels[kept_rows]).numpy()
+    values = labels.numpy()
     n = values.shape[0]
     order = values.argsort(kind="stable")
     ordered = values[order]
@@ -93,20 +93,29 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     else:
         # Stable, so the rows of a class stay together.
         order = order[np.argsort(-sizes.repeat(sizes), kind="stable")]
-        unique, number = np.unique(sizes, return_counts=True)
-        bucket_sizes, counts = unique[::-1].tolist(), number[::-1].tolist()
+        number = np.bincount(sizes)
+        unique = np.flatnonzero(number)[::-1]
+        bucket_sizes, counts = unique.tolist(), number[unique].tolist()
     buckets = []
-    targets = []
     start = 0
+    entries = sum(size * size * count for size, count in zip(bucket_sizes, counts, strict=True))
+    # Calls of NumPy cost half of torch's.
+    target = np.empty(entries, dtype=np.float64 if dtype == torch.float64 else np.float32)
+    filled = 0
     for size, count in zip(bucket_sizes, counts, strict=True):
         buckets.append(Bucket(start, count, size))
-        targets.append(torch.full((count * size * size,), 1.0 / (n * size), dtype=dtype, device="cpu"))
-        start += count * size
-    target = targets[0] if len(targets) == 1 else torch.cat(targets)
+        target[filled : filled + size * size * count] = 1.0 / (n * size)
+        start += size * count
+        filled += size * size * count
     rows: Tensor | None = torch.from_numpy(order)
+    position = None
     if kept_rows is not None:
         rows = kept_rows[rows]
     elif (order[1:] > order[:-1]).all():
         # Sorted by class, as many samplers give them.
         rows = None
-    return ClassBlocks(rows, tuple(buckets), target, n)
+    else:
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(n)
+        position = torch.from_numpy(inverse)
+    return ClassBlocks(rows, position, tuple(buckets), torch.from_numpy(target), n)

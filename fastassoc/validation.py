@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from numbers import Real
 from typing import Any
@@ -16,18 +17,24 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:
     """Two non-empty floating-point matrices of one width on one device."""
-    for name, x in (("a", a), ("b", b)):
-        _check_tensor(name, x)
-        if x.ndim != 2:
-            raise ValueError(f"{name} must have 2 dimensions, samples x embedding; got shape {tuple(x.shape)}")
-        if x.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}")
-        if x.numel() == 0:
-            raise ValueError(f"{name} must not be empty; got shape {tuple(x.shape)}")
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a and b must have the same embedding size; got {a.shape[1]} and {b.shape[1]}")
+    width = _checked_width("a", a)
+    if width != _checked_width("b", b):
+        raise ValueError(f"a and b must have the same embedding size; got {width} and {b.shape[1]}")
     if a.device != b.device:
         raise RuntimeError(f"a and b must be on the same device; got {a.device} and {b.device}")
+
+
+def _checked_width(name: str, x: Tensor) -> int:
+    _check_tensor(name, x)
+    shape = x.shape
+    if len(shape) != 2:
+        raise ValueError(f"{name} must have 2 dimensions, samples x embedding; got shape {tuple(shape)}")
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}")
+    rows, width = shape
+    if rows == 0 or width == 0:
+        raise ValueError(f"{name} must not be empty; got shape {tuple(shape)}")
+    return width
 
 
 def check_mixed_dtypes(a: Tensor, b: Tensor) -> None:
@@ -39,13 +46,14 @@ def check_mixed_dtypes(a: Tensor, b: Tensor) -> None:
 def check_labels(labels: Tensor, a: Tensor) -> None:
     """One integer or bool for each row of ``a``, on the CPU or beside ``a``."""
     _check_tensor("labels", labels)
-    if labels.dtype.is_floating_point or labels.dtype.is_complex:
-        raise TypeError(f"labels must be of an integer or bool dtype; got {labels.dtype}")
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have 1 dimension, one label per row of a; got shape {tuple(labels.shape)}")
-    if labels.shape[0] != a.shape[0]:
-        raise ValueError(f"labels must hold one label per row of a; got {labels.shape[0]} labels for {a.shape[0]} rows")
-    if labels.device.type != "cpu" and labels.device != a.device:
+    dtype, shape = labels.dtype, labels.shape
+    if dtype.is_floating_point or dtype.is_complex:
+        raise TypeError(f"labels must be of an integer or bool dtype; got {dtype}")
+    if len(shape) != 1:
+        raise ValueError(f"labels must have 1 dimension, one label per row of a; got shape {tuple(shape)}")
+    if shape[0] != a.shape[0]:
+        raise ValueError(f"labels must hold one label per row of a; got {shape[0]} labels for {a.shape[0]} rows")
+    if not labels.is_cpu and labels.device != a.device:
         raise RuntimeError(f"labels must be on the CPU or on the device of a ({a.device}); got {labels.device}")
 
 
@@ -54,6 +62,25 @@ def check_options(
 ) -> None:
     """The keyword arguments, in the order of the signature."""
     compiling = torch.compiler.is_compiling()
+    hashable = (
+        type(walker_weight) is type(visit_weight) is type(temperature) is type(eps) is float
+        and type(similarity) is type(backend) is str
+        and (ignore_index is None or type(ignore_index) is int)
+    )
+    check = _check_options_once if hashable and not compiling else _check_options
+    check(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, compiling)
+
+
+def _check_options(
+    walker_weight: Any,
+    visit_weight: Any,
+    similarity: Any,
+    temperature: Any,
+    eps: Any,
+    ignore_index: Any,
+    backend: Any,
+    compiling: bool,
+) -> None:
     _check_number("walker_weight", walker_weight, compiling)
     _check_number("visit_weight", visit_weight, compiling)
     _check_choice("similarity", similarity, SIMILARITIES)
@@ -72,6 +99,10 @@ def check_options(
     if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit in int64; got {ignore_index}")
     _check_choice("backend", backend, BACKENDS)
+
+
+_check_options_once = functools.lru_cache(maxsize=16)(_check_options)
+"""Training repeats the same options; only those that pass are remembered."""
 
 
 def check_rows_left(rows: int, ignore_index: int) -> None:

@@ -27,12 +27,15 @@ def test_target_is_uniform_over_the_class(labels: list[int], dense: bool, ignore
     kept = (values != 9).nonzero().view(-1) if ignore else None
     if kept is not None and not len(kept):
         return
-    blocks = (dense_block if dense else class_blocks)(values, torch.float64, kept)
+    blocks = (dense_block if dense else class_blocks)(values if kept is None else values[kept], torch.float64, kept)
     takes_part = torch.ones(len(labels), dtype=torch.bool) if kept is None else values != 9
     same = (values[:, None] == values) & takes_part[:, None] & takes_part
     expected = same.double() / same.sum(1, keepdim=True).clamp_min(1) / int(takes_part.sum())
     torch.testing.assert_close(as_matrix(blocks, len(labels)), expected, rtol=1e-15, atol=0.0)
     assert blocks.rows == int(takes_part.sum())
+    if blocks.position is not None:
+        assert blocks.order is not None
+        assert torch.equal(blocks.order[blocks.position], torch.arange(len(labels)))
 
 
 @pytest.mark.parametrize(("sizes", "buckets"), [([4, 4, 4], 1), ([1] * 50, 1), ([7, 2, 7, 2], 2), ([3, 1, 2], 3)])

@@ -11,7 +11,7 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import cpu_blocked, cpu_whole
+from fastassoc.backends import cpu, cpu_blocked, cpu_whole
 from tests.cases import assert_as_exact_as, evaluate, make_case
 
 
@@ -48,6 +48,25 @@ def test_whole_or_in_tiles(
     assert used == [expected]
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     assert_as_exact_as(mine, evaluate(benchmarks.eager.walker_visit_loss, case), exact, case)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "m", "dense"),
+    [
+        ([10] * 10, 100, True),
+        ([10] * 10, 1000, False),
+        # Blocks of four sizes take four times as many operations.
+        ([4, 8, 12, 16] * 3, 800, True),
+        ([4, 8, 12, 16] * 3, 2000, False),
+        ([100] * 5 + [50], 1000, False),
+    ],
+)
+def test_one_dense_block_or_one_for_each_class(sizes: list[int], m: int, dense: bool) -> None:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    b = torch.empty(m, 1)
+    assert cpu.prepare_labels(labels, None, b, torch.float32).dense == dense
+    ignored = torch.cat([labels, torch.full((300,), 99)])
+    assert cpu.prepare_labels(ignored, 99, b, torch.float32).dense == dense
 
 
 def test_vector_functions_are_resolved_by_one_thread_on_import() -> None:

@@ -134,8 +134,17 @@ def test_a_learned_temperature_of_embeddings_in_any_dtype(dtype: torch.dtype, si
 
 
 @pytest.mark.usefixtures("cpu_path")
+def test_labels_that_change_in_place() -> None:
+    case = make_case(16, 30, 6, 2, dtype=torch.float32)
+    fastassoc.walker_visit_loss(*case)
+    case.labels.copy_(torch.arange(16) // 4)
+    expected = reference.walker_visit_loss(*case)
+    torch.testing.assert_close(fastassoc.walker_visit_loss(*case), expected)
+
+
+@pytest.mark.usefixtures("cpu_path")
 def test_labels_of_other_dtypes_are_other_labels() -> None:
-    """Layouts of labels are remembered by their bytes: those of int8 [0, 0, 0, 1, ...] are those of an int64 2^24."""
+    """Layouts of labels are remembered: as bytes, int8 [0, 0, 0, 1, ...] would be an int64 2^24."""
     case = make_case(16, 30, 6, 2, dtype=torch.float32)
     expected = fastassoc.walker_visit_loss(*case)
     for dtype in (torch.int8, torch.bool, torch.int32, torch.int64):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
@@ -65,9 +66,9 @@ class Problem(NamedTuple):
     """[N] in the accumulation dtype, rows in the order of ``blocks``."""
     bias_b: Tensor | None
     """[M] in the accumulation dtype."""
+    blocks: ClassBlocks
     scale: float
     eps: float
-    blocks: ClassBlocks
     walker: bool
     """Whether the round trips are wanted."""
     visit: bool
@@ -147,8 +148,13 @@ class Backend(Protocol):
         """Dtypes of the tensors in `Losses.saved`, as many as there can be, for an accumulation in ``dtype``."""
 
 
+_CPU = torch.device("cpu")
+
+
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The backend of that name, or by device for "auto"; RuntimeError where it cannot run."""
+    if device == _CPU and name != "triton":
+        return _cpu_backend()
     if name == "auto":
         name = "triton" if device.type == "cuda" else "cpu"
     if name == "triton":
@@ -160,6 +166,11 @@ def choose_backend(name: str, device: torch.device) -> Backend:
         return triton
     if device.type != "cpu":
         raise RuntimeError(f"backend {name!r} cannot run on {device}: it takes tensors on the CPU only")
+    return _cpu_backend()
+
+
+@functools.cache
+def _cpu_backend() -> Backend:
     from fastassoc.backends import cpu
 
     return cpu
@@ -173,7 +184,11 @@ def visit_gradient(visit_probability: Tensor, eps: float, rows: int, columns: in
     return torch.div(-1.0 / (rows * columns), denominator, out=denominator)
 
 
+_UNCHANGED = nullcontext()
+
+
 def own_precision(a: Tensor) -> AbstractContextManager[Any]:
     """Switches autocast off: the library chooses its own precision."""
-    device = a.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    # Naming a device's type costs as much as a small operation.
+    device = "cpu" if a.is_cpu else a.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _UNCHANGED

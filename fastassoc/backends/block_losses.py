@@ -82,23 +82,9 @@ def weighted_log(x: Tensor, weights: Tensor, eps: float, out: Tensor | None = No
 
 def make_problem(inputs: Inputs) -> Problem:
     """The call with its rows in the order of the blocks."""
-    a, bias_a = inputs.a, inputs.bias_a
-    order = inputs.labels.order
-    if order is not None:
-        a = a.index_select(0, order)
-        bias_a = None if bias_a is None else bias_a.index_select(0, order)
-    return Problem(
-        a=a,
-        b=inputs.b,
-        bias_a=bias_a,
-        bias_b=inputs.bias_b,
-        scale=inputs.scale,
-        eps=inputs.eps,
-        blocks=inputs.labels,
-        walker=inputs.walker,
-        visit=inputs.visit,
-        dtype=inputs.dtype,
-    )
+    blocks: ClassBlocks = inputs.labels
+    bias_a = None if inputs.bias_a is None else rows_in_order(inputs.bias_a, blocks)
+    return Problem(*inputs)._replace(a=rows_in_order(inputs.a, blocks), bias_a=bias_a)
 
 
 def walk_statistics(p_aba: Tensor, blocks: ClassBlocks) -> tuple[Tensor, Tensor]:
@@ -107,9 +93,15 @@ def walk_statistics(p_aba: Tensor, blocks: ClassBlocks) -> tuple[Tensor, Tensor]
     return correct.mean(), correct.sqrt().mean()
 
 
+def rows_in_order(x: Tensor, blocks: ClassBlocks) -> Tensor:
+    """Rows in the order of the blocks, those that take part."""
+    return x if blocks.order is None else x.index_select(0, blocks.order)
+
+
 def rows_back(x: Tensor, blocks: ClassBlocks, rows: int) -> Tensor:
     """Rows to where they came from; those that took no part are zero."""
     if blocks.order is None:
         return x
-    allocate = x.new_empty if rows == blocks.rows else x.new_zeros
-    return allocate((rows, *x.shape[1:])).index_copy_(0, blocks.order, x)
+    if blocks.position is not None:
+        return x.index_select(0, blocks.position)
+    return x.new_zeros((rows, *x.shape[1:])).index_copy_(0, blocks.order, x)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from fastassoc import classes, validation
+from fastassoc import validation
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved, block_losses, cpu_blocked, cpu_whole
+from fastassoc.classes import ClassBlocks, class_blocks, dense_block
 
 _DENSE_PRODUCTS = 4 * 10**6
-"""Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
+"""Up to this many products ``N^2 M`` for each size of a class one dense block is quicker than one for each class."""
 _WHOLE_SCORES = 2**20
 """Up to this many scores ``N M`` whole is quicker than tiled."""
 _REMEMBERED_ROWS = 1024
@@ -17,10 +22,21 @@ _REMEMBERED_ROWS = 1024
 _MAX_SAVED = 11
 """Tensors that any form saves for its gradients, at most."""
 
-_latest: tuple[tuple[bytes, torch.dtype, bool], classes.ClassBlocks] | None = None
+
+class _Layout(NamedTuple):
+    """What was made of labels."""
+
+    columns: int
+    """M."""
+    dtype: torch.dtype
+    labels: Tensor
+    blocks: ClassBlocks
 
 
-def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> classes.ClassBlocks:
+_latest: _Layout | None = None
+
+
+def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> ClassBlocks:
     """Class blocks of the rows that take part, of which there must be one: dense for the smallest batches."""
     global _latest
     if labels.dtype != torch.int64:
@@ -31,16 +47,26 @@ def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: t
         validation.check_rows_left(kept_rows.shape[0], ignore_index)
         if kept_rows.shape[0] == labels.shape[0]:
             kept_rows = None
-    n = labels.shape[0] if kept_rows is None else kept_rows.shape[0]
-    dense = n * n * b.shape[0] <= _DENSE_PRODUCTS
-    make = classes.dense_block if dense else classes.class_blocks
-    if kept_rows is not None or n > _REMEMBERED_ROWS:
-        return make(labels, dtype, kept_rows)
-    key = labels.numpy().tobytes(), dtype, dense
+    columns = b.shape[0]
+    if kept_rows is not None or labels.shape[0] > _REMEMBERED_ROWS:
+        return _make_blocks(labels, dtype, kept_rows, columns)
     latest = _latest
-    if latest is None or latest[0] != key:
-        _latest = latest = key, make(labels, dtype)
-    return latest[1]
+    if latest is None or latest.columns != columns or latest.dtype != dtype or not torch.equal(latest.labels, labels):
+        _latest = latest = _Layout(columns, dtype, labels.clone(), _make_blocks(labels, dtype, None, columns))
+    return latest.blocks
+
+
+def _make_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None, columns: int) -> ClassBlocks:
+    if kept_rows is not None:
+        labels = labels[kept_rows]
+    rows = labels.shape[0]
+    products = rows * rows * columns
+    # N rows have at most sqrt(2 N) sizes of classes. To sort the labels for the number would take longer.
+    dense = products <= _DENSE_PRODUCTS or (
+        products <= _DENSE_PRODUCTS * math.isqrt(2 * rows)
+        and products <= _DENSE_PRODUCTS * len(set(Counter(labels.tolist()).values()))
+    )
+    return (dense_block if dense else class_blocks)(labels, dtype, kept_rows)
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:

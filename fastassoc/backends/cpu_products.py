@@ -84,6 +84,17 @@ def _strips(bucket: Bucket, columns: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
+def round_trips(blocks: ClassBlocks, t: Tensor, q: Tensor) -> Tensor:
+    """``sum_j t_cij q_ckj`` for every block c, flat (`ClassBlocks.views`), from ``t`` and ``q`` [N, columns]."""
+    bucket = blocks.buckets[0]
+    if len(blocks.buckets) == 1 and bucket.size > 1 and t.shape[1] <= _COLUMNS_AT_ONCE:
+        # For small batches: nothing to fill, nothing to split.
+        return torch.bmm(bucket.rows(t), bucket.rows(q).mT).view(-1)
+    products = torch.zeros_like(blocks.target)
+    add_round_trips(blocks, blocks.views(products), t, q)
+    return products
+
+
 def add_round_trips(blocks: ClassBlocks, products: list[Tensor], t: Tensor, q: Tensor) -> None:
     """``products_cik += sum_j t_cij q_ckj`` for every block c, from ``t`` and ``q`` [N, columns]."""
     for left, right in zip(t.split(_COLUMNS_AT_ONCE, dim=1), q.split(_COLUMNS_AT_ONCE, dim=1), strict=True):

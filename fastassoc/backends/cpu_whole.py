@@ -33,10 +33,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Gradients, Inputs, Losses, Needs, Problem, Saved
-from fastassoc.backends.block_losses import make_problem, rows_back, walk_statistics, weighted_log
+from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
+from fastassoc.backends.block_losses import rows_back, rows_in_order, walk_statistics, weighted_log
 from fastassoc.backends.cpu_memory import borrow
-from fastassoc.backends.cpu_products import SymmetricTrips, add_round_trips, apply_kernels
+from fastassoc.backends.cpu_products import SymmetricTrips, apply_kernels, round_trips
 from fastassoc.classes import ClassBlocks
 
 _ALLOCATED = 2**17
@@ -91,19 +91,22 @@ def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
     """See `fastassoc.backends.Backend`; for batches with a walker term. None where tiles are quicker."""
-    problem = make_problem(inputs)
-    blocks, eps = problem.blocks, problem.eps
-    constants = _constants(blocks.rows, inputs.b.shape[0], eps, inputs.dtype)
-    scores = blocks.rows * inputs.b.shape[0]
-    walks = _merged_walks(problem, constants) if scores >= _MERGED_SCORES and eps >= _SMALLEST_EPS else None
+    blocks: ClassBlocks = inputs.labels
+    eps, columns = inputs.eps, inputs.b.shape[0]
+    constants = _constants(blocks.rows, columns, eps, inputs.dtype)
+    scores = blocks.rows * columns
+    a, b = _operands(inputs)
+    walks = _merged_walks(inputs, a, b, constants) if scores >= _MERGED_SCORES and eps >= _SMALLEST_EPS else None
     if walks is None and scores > _PLAIN_SCORES:
         return None
-    p_aba, visit_probability, saved = _plain_walks(problem, constants) if walks is None else walks
-    x = p_aba + constants.eps
+    p_aba, visit_probability, saved = _plain_walks(inputs, a, b, constants) if walks is None else walks
+    # The merged form saves the round trips themselves.
+    in_place = walks is None and not statistics
+    x = p_aba.add_(constants.eps) if in_place else p_aba + constants.eps
     walker = constants.walker - weighted_log(x, blocks.target, eps)
     visit = v = None
     if visit_probability is not None:
-        v = visit_probability + constants.eps
+        v = visit_probability.add_(constants.eps) if in_place else visit_probability + constants.eps
         visit = constants.visit - weighted_log(v, constants.column_weights, eps)
     if needs_gradient and eps == 0.0:
         # Off-class pairs are then 0 / tiny in the gradient, not 0 / 0.
@@ -115,7 +118,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | N
         p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
     else:
         visit_probability = None
-    kept = (x, v, *saved) if needs_gradient else ()
+    kept = (x, v, None if a is inputs.a else a, *saved) if needs_gradient else ()
     return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability, kept)
 
 
@@ -123,9 +126,8 @@ def gradients(
     inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    problem = make_problem(inputs)
-    blocks = problem.blocks
-    x, v, *kept = saved
+    blocks: ClassBlocks = inputs.labels
+    x, v, a, *kept = saved
     # G is ``walker_factor g``, and h of the equations ``visit_factor h``. Read as numbers, the upstream gradients are
     # factors that a product takes along (compiled autograd, which traces a backward pass, has a graph break here).
     g = h = None
@@ -138,49 +140,58 @@ def gradients(
         h, visit_factor = v.reciprocal(), -grad_visit.item() / (blocks.rows * inputs.b.shape[0])
     # The plain form keeps two tensors, the merged one four; either may come back with more None.
     merged = len(kept) > 2 and kept[2] is not None
-    ds = (_merged_gradient if merged else _plain_gradient)(problem, tuple(kept), g, h, walker_factor, visit_factor)
-    a, b = _operands(problem)
-    da = torch.mm(ds, b) if needs[0] else None
-    if da is not None:
-        if problem.scale != 1.0:
-            da *= problem.scale
+    ds = (_merged_gradient if merged else _plain_gradient)(blocks, kept, g, h, walker_factor, visit_factor)
+    da = db = None
+    if needs[0]:
+        da = torch.mm(ds, inputs.b if inputs.b.dtype == inputs.dtype else inputs.b.to(inputs.dtype))
+        if inputs.scale != 1.0:
+            da *= inputs.scale
         da = rows_back(da, blocks, inputs.a.shape[0])
-    db = torch.mm(ds.t(), a) if needs[1] else None
+    if needs[1]:
+        db = torch.mm(ds.t(), inputs.a if a is None else _matrix(a, blocks.rows))
     dbias_a = rows_back(ds.sum(1), blocks, inputs.a.shape[0]) if needs[2] else None
     return Gradients(da, db, dbias_a, ds.sum(0) if needs[3] else None)
 
 
-def _plain_walks(problem: Problem, constants: _Constants) -> _Walks:
+def _plain_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) -> _Walks:
     """Saved are ``p_ab`` and ``q``."""
-    s = _scores(problem)
+    s = _scores(inputs, a, b)
     p_ab, q = torch.softmax(s, 1), torch.softmax(s, 0)
-    visit = torch.mv(p_ab.t(), constants.row_weights) if problem.visit else None
-    return _products(problem.blocks, p_ab, q), visit, (p_ab, q)
+    visit = torch.mv(p_ab.t(), constants.row_weights) if inputs.visit else None
+    return _products(inputs.labels, p_ab, q), visit, (p_ab, q)
 
 
 def _plain_gradient(
-    problem: Problem, saved: Saved, g: Tensor | None, h: Tensor | None, walker_factor: float, visit_factor: float
+    blocks: ClassBlocks,
+    saved: list[Tensor | None],
+    g: Tensor | None,
+    h: Tensor | None,
+    walker_factor: float,
+    visit_factor: float,
 ) -> Tensor:
-    blocks = problem.blocks
-    p_ab, q = (_matrix(x, blocks.rows) for x in saved[:2])
+    p_ab, q = _matrix(saved[0], blocks.rows), _matrix(saved[1], blocks.rows)
     if g is None:
         assert h is not None
         return _softmax_backward(h.mul_(visit_factor).expand_as(p_ab), p_ab, 1)
-    kernels = _kernels(blocks, g)
-    if h is not None and blocks.dense:
-        dp_ab = torch.addmm(h, kernels[0], q, beta=visit_factor, alpha=walker_factor)
-    else:
-        dp_ab = _apply(blocks, kernels, q).mul_(walker_factor)
-        if h is not None:
-            dp_ab.add_(h, alpha=visit_factor)
+    if blocks.dense and h is not None:
+        kernel = g.view(blocks.rows, blocks.rows)
+        dp_ab = torch.addmm(h, kernel, q, beta=visit_factor, alpha=walker_factor)
+        ds = _softmax_backward(dp_ab, p_ab, 1)
+        dq = torch.mm(kernel.t(), p_ab)
+        return ds.add_(_softmax_backward(dq, q, 0), alpha=walker_factor)
+    kernels = _kernels(blocks, g.mul_(walker_factor))
+    dp_ab = _apply(blocks, kernels, q)
+    if h is not None:
+        dp_ab.add_(h, alpha=visit_factor)
     ds = _softmax_backward(dp_ab, p_ab, 1)
     dq = _apply(blocks, [kernel.mT for kernel in kernels], p_ab)
-    return ds.add_(_softmax_backward(dq, q, 0), alpha=walker_factor)
+    return ds.add_(_softmax_backward(dq, q, 0))
 
 
-def _merged_walks(problem: Problem, constants: _Constants) -> _Walks | None:
+def _merged_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) -> _Walks | None:
     """None where the merged form does not hold; saved are ``p_aba``, ``t``, ``f`` and ``y``."""
-    t = _scores(problem)
+    blocks: ClassBlocks = inputs.labels
+    t = _scores(inputs, a, b)
     # A score whose exponential alone exceeds the largest sum: found before exponentials that underflow take time.
     if t.numpy()[:_ROWS_LOOKED_AT].max() > math.log(_LARGEST_SUM):
         return None
@@ -192,24 +203,28 @@ def _merged_walks(problem: Problem, constants: _Constants) -> _Walks | None:
             return None
     f.reciprocal_()
     y.sqrt_()
-    visit = torch.mv(t.t(), f * constants.row_weights) if problem.visit else None
+    visit = torch.mv(t.t(), f * constants.row_weights) if inputs.visit else None
     t /= y
-    trips = SymmetricTrips(problem.blocks, t.shape[1])
+    trips = SymmetricTrips(blocks, t.shape[1])
     trips.add(t)
     p_aba = trips.result()
-    for product, factor in zip(_kernels(problem.blocks, p_aba), _row_factors(problem.blocks, f), strict=True):
+    for product, factor in zip(_kernels(blocks, p_aba), _row_factors(blocks, f), strict=True):
         product *= factor
     return p_aba, visit, (p_aba, t, f, y)
 
 
 def _merged_gradient(
-    problem: Problem, saved: Saved, g: Tensor | None, h: Tensor | None, walker_factor: float, visit_factor: float
+    blocks: ClassBlocks,
+    saved: list[Tensor | None],
+    g: Tensor | None,
+    h: Tensor | None,
+    walker_factor: float,
+    visit_factor: float,
 ) -> Tensor:
     p_aba, t, f, y, *_ = saved
     assert p_aba is not None
     assert f is not None
     assert y is not None
-    blocks = problem.blocks
     t = _matrix(t, blocks.rows)
     rho = None
     if h is not None:
@@ -241,13 +256,12 @@ def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor
     return torch._softmax_backward_data(gradient, probability, dim, probability.dtype)
 
 
-def _scores(problem: Problem) -> Tensor:
-    a, b = _operands(problem)
-    s = torch.mm(a, b.t(), out=_memory((a.shape[0], b.shape[0]), problem.dtype))
-    if problem.bias_a is not None:
-        s += problem.bias_a.unsqueeze(1)
-    if problem.bias_b is not None:
-        s += problem.bias_b
+def _scores(inputs: Inputs, a: Tensor, b: Tensor) -> Tensor:
+    s = torch.mm(a, b.t(), out=_memory((a.shape[0], b.shape[0]), inputs.dtype))
+    if inputs.bias_a is not None:
+        s += rows_in_order(inputs.bias_a, inputs.labels).unsqueeze(1)
+    if inputs.bias_b is not None:
+        s += inputs.bias_b
     return s
 
 
@@ -255,9 +269,7 @@ def _products(blocks: ClassBlocks, left: Tensor, right: Tensor) -> Tensor:
     """Flat ``sum_j left_ij right_kj`` within the blocks."""
     if blocks.dense:
         return torch.mm(left, right.t()).view(-1)
-    products = torch.zeros_like(blocks.target)
-    add_round_trips(blocks, blocks.views(products), left, right)
-    return products
+    return round_trips(blocks, left, right)
 
 
 def _apply(blocks: ClassBlocks, kernels: list[Tensor], p: Tensor) -> Tensor:
@@ -287,10 +299,17 @@ def _matrix(x: Tensor | None, rows: int) -> Tensor:
 
 
 def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """Borrowed memory for a result; None, which lets the operation allocate, where that is quicker."""
-    return borrow(shape, dtype) if math.prod(shape) > _ALLOCATED else None
+    """Borrowed memory for a matrix; None, which lets the operation allocate, where that is quicker."""
+    rows, columns = shape
+    return borrow(shape, dtype) if rows * columns > _ALLOCATED else None
 
 
-def _operands(problem: Problem) -> tuple[Tensor, Tensor]:
-    a, b = problem.a.to(problem.dtype), problem.b.to(problem.dtype)
-    return a if problem.scale == 1.0 else a * problem.scale, b
+def _operands(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """``a``, its rows in the order of the blocks, and ``b``, whose product is the scores but for the biases."""
+    a, b, dtype = rows_in_order(inputs.a, inputs.labels), inputs.b, inputs.dtype
+    # Even a conversion to what a tensor is takes as long as a small operation.
+    if a.dtype != dtype:
+        a = a.to(dtype)
+    if b.dtype != dtype:
+        b = b.to(dtype)
+    return a if inputs.scale == 1.0 else a * inputs.scale, b
