@@ -225,10 +225,9 @@ def _weighted(
         return _scaled(visit, visit_weight).masked_fill(walker.detach().isnan(), math.nan)
     if _is_zero(visit_weight):
         return _scaled(walker, walker_weight).masked_fill(visit.detach().isnan(), math.nan)
-    first = _scaled(walker, walker_weight)
-    if isinstance(visit_weight, Tensor):
-        return first + _scaled(visit, visit_weight)
-    return torch.add(first, visit, alpha=float(visit_weight))
+    if isinstance(visit_weight, Tensor) or visit_weight == 1.0:
+        return _scaled(walker, walker_weight) + _scaled(visit, visit_weight)
+    return torch.add(_scaled(walker, walker_weight), visit, alpha=float(visit_weight))
 
 
 def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:

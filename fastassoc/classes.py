@@ -34,8 +34,9 @@ class ClassBlocks(NamedTuple):
     position: Tensor | None
     """[N] int64, the inverse of ``order``: where each row of ``a`` went; None where some take no part."""
     buckets: tuple[Bucket, ...]
-    target: Tensor
-    """Flat: ``1 / (N n_i)`` for a same-class pair, 0 elsewhere (eq 7 over N); it sums to one."""
+    minus_target: Tensor
+    """Flat: ``-1 / (N n_i)`` for a same-class pair, 0 elsewhere: what the walker loss multiplies ``log p_aba`` by (eq 7
+    over N). It sums to minus one."""
     rows: int
     """N: the rows that take part."""
 
@@ -67,9 +68,9 @@ def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = N
     ``labels`` [N] lie on the CPU; ``kept_rows`` [N] int64 says which rows of ``a`` they are of, if not of all.
     """
     n = labels.shape[0]
-    target = (labels.unsqueeze(1) == labels).to(dtype)
-    target /= target.sum(1, keepdim=True).mul_(n)
-    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), target.view(-1), n)
+    same = (labels.unsqueeze(1) == labels).to(dtype)
+    same /= same.sum(1, keepdim=True).mul_(-n)
+    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n)
 
 
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
@@ -100,11 +101,11 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     start = 0
     entries = sum(size * size * count for size, count in zip(bucket_sizes, counts, strict=True))
     # Calls of NumPy cost half of torch's.
-    target = np.empty(entries, dtype=np.float64 if dtype == torch.float64 else np.float32)
+    minus_target = np.empty(entries, dtype=np.float64 if dtype == torch.float64 else np.float32)
     filled = 0
     for size, count in zip(bucket_sizes, counts, strict=True):
         buckets.append(Bucket(start, count, size))
-        target[filled : filled + size * size * count] = 1.0 / (n * size)
+        minus_target[filled : filled + size * size * count] = -1.0 / (n * size)
         start += size * count
         filled += size * size * count
     rows: Tensor | None = torch.from_numpy(order)
@@ -118,4 +119,4 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
         inverse = np.empty_like(order)
         inverse[order] = np.arange(n)
         position = torch.from_numpy(inverse)
-    return ClassBlocks(rows, position, tuple(buckets), torch.from_numpy(target), n)
+    return ClassBlocks(rows, position, tuple(buckets), torch.from_numpy(minus_target), n)

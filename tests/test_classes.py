@@ -14,7 +14,7 @@ def as_matrix(blocks: ClassBlocks, rows: int) -> torch.Tensor:
     """The target as an N x N matrix in the order of the input."""
     order = torch.arange(blocks.rows) if blocks.order is None else blocks.order
     matrix = torch.zeros(rows, rows, dtype=torch.float64)
-    for bucket, view in zip(blocks.buckets, blocks.views(blocks.target), strict=True):
+    for bucket, view in zip(blocks.buckets, blocks.views(-blocks.minus_target), strict=True):
         members = bucket.rows(order)
         for block, index in zip(view, members, strict=True):
             matrix[index[:, None], index] += block

@@ -31,7 +31,7 @@ def losses(passes: Passes, inputs: Inputs, needs_gradient: bool, statistics: boo
     walker = visit = p_correct = accuracy_estimate = None
     if p_aba is not None:
         x = p_aba + eps
-        walker = math.log1p(blocks.rows * eps) - weighted_log(x, blocks.target, eps, out=x)
+        walker = weighted_log(x, blocks.minus_target, eps, out=x) + math.log1p(blocks.rows * eps)
         if statistics:
             p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
     if visit_probability is not None:
@@ -49,11 +49,11 @@ def gradients(
     g = h = None
     if grad_walker is not None:
         assert p_aba is not None
-        denominator = torch.rsub(p_aba, -eps)
+        denominator = p_aba + eps
         if eps == 0.0:
             # Off-class pairs are 0 / tiny, not 0 / 0.
-            denominator.clamp_max_(-torch.finfo(p_aba.dtype).tiny)
-        g = torch.div(blocks.target, denominator, out=denominator).mul_(grad_walker)
+            denominator.clamp_min_(torch.finfo(p_aba.dtype).tiny)
+        g = torch.div(blocks.minus_target, denominator, out=denominator).mul_(grad_walker)
     if grad_visit is not None:
         assert visit_probability is not None
         h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0]).mul_(grad_visit)
@@ -89,7 +89,7 @@ def make_problem(inputs: Inputs) -> Problem:
 
 def walk_statistics(p_aba: Tensor, blocks: ClassBlocks) -> tuple[Tensor, Tensor]:
     """``p_correct``, the mean probability of a return to the class, and ``accuracy_estimate``, that of its root."""
-    correct = blocks.row_sums(p_aba * (blocks.target > 0))
+    correct = blocks.row_sums(p_aba * (blocks.minus_target < 0))
     return correct.mean(), correct.sqrt().mean()
 
 

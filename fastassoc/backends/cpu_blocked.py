@@ -111,7 +111,7 @@ def plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
     tiling = Tiling(problem)
     scratch, back_scratch = (Scratch(problem, tiling) for _ in range(2))
     scores = Scores(problem, tiling)
-    p_aba = f.new_zeros(problem.blocks.target.numel()) if problem.walker else None
+    p_aba = f.new_zeros(problem.blocks.minus_target.numel()) if problem.walker else None
     products = [] if p_aba is None else problem.blocks.views(p_aba)
     visits = _Visits(problem, factors, needs_gradient) if problem.visit else None
     for tile in tiling.tiles(None):

@@ -33,7 +33,7 @@ class SymmetricTrips:
         self.blocks = blocks
         self.strips = [
             [
-                blocks.target.new_zeros((bucket.blocks, end - start, bucket.size - start))
+                blocks.minus_target.new_zeros((bucket.blocks, end - start, bucket.size - start))
                 for start, end in _strips(bucket, 0 if underflow else columns)
             ]
             for bucket in blocks.buckets
@@ -58,7 +58,7 @@ class SymmetricTrips:
 
     def result(self) -> Tensor:
         """The products in both triangles, flat (`ClassBlocks.views`)."""
-        flat = torch.empty_like(self.blocks.target)
+        flat = torch.empty_like(self.blocks.minus_target)
         for strips, products in zip(self.strips, self.blocks.views(flat), strict=True):
             for strip in strips:
                 _, height, length = strip.shape
@@ -90,7 +90,7 @@ def round_trips(blocks: ClassBlocks, t: Tensor, q: Tensor) -> Tensor:
     if len(blocks.buckets) == 1 and bucket.size > 1 and t.shape[1] <= _COLUMNS_AT_ONCE:
         # For small batches: nothing to fill, nothing to split.
         return torch.bmm(bucket.rows(t), bucket.rows(q).mT).view(-1)
-    products = torch.zeros_like(blocks.target)
+    products = torch.zeros_like(blocks.minus_target)
     add_round_trips(blocks, blocks.views(products), t, q)
     return products
 

@@ -68,7 +68,7 @@ class _Constants(NamedTuple):
     row_weights: Tensor
     """[N], each 1 / N."""
     column_weights: Tensor
-    """[M], each 1 / M."""
+    """[M], each -1 / M."""
 
 
 _latest: tuple[tuple[int, int, float, torch.dtype], _Constants] | None = None
@@ -81,7 +81,7 @@ def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
     if latest is not None and latest[0] == key:
         return latest[1]
     scalars = [torch.tensor(x, dtype=dtype, device="cpu") for x in (eps, math.log1p(n * eps), math.log1p(m * eps))]
-    weights = [torch.full((size,), 1.0 / size, dtype=dtype, device="cpu") for size in (n, m)]
+    weights = [torch.full((size,), x / size, dtype=dtype, device="cpu") for size, x in ((n, 1.0), (m, -1.0))]
     constants = _Constants(*scalars, *weights)
     if type(constants.eps) is Tensor:
         # Not a fake one, of which later calls could make nothing.
@@ -103,11 +103,11 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | N
     # The merged form saves the round trips themselves.
     in_place = walks is None and not statistics
     x = p_aba.add_(constants.eps) if in_place else p_aba + constants.eps
-    walker = constants.walker - weighted_log(x, blocks.target, eps)
+    walker = weighted_log(x, blocks.minus_target, eps).add_(constants.walker)
     visit = v = None
     if visit_probability is not None:
         v = visit_probability.add_(constants.eps) if in_place else visit_probability + constants.eps
-        visit = constants.visit - weighted_log(v, constants.column_weights, eps)
+        visit = weighted_log(v, constants.column_weights, eps).add_(constants.visit)
     if needs_gradient and eps == 0.0:
         # Off-class pairs are then 0 / tiny in the gradient, not 0 / 0.
         for denominator in (x, v):
@@ -134,7 +134,7 @@ def gradients(
     walker_factor = visit_factor = 0.0
     if grad_walker is not None:
         assert x is not None
-        g, walker_factor = blocks.target / x, -grad_walker.item()
+        g, walker_factor = blocks.minus_target / x, grad_walker.item()
     if grad_visit is not None:
         assert v is not None
         h, visit_factor = v.reciprocal(), -grad_visit.item() / (blocks.rows * inputs.b.shape[0])
