@@ -156,7 +156,7 @@ def walker_visit_loss(
         walker = visit = True
     bias_a = bias_b = None
     if similarity == "dot" and isinstance(temperature, float):
-        scale = 1.0 / temperature
+        scale = 1.0 / float(temperature)
     else:
         with own_precision(a):
             a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
@@ -225,9 +225,7 @@ def _weighted(
         return _scaled(visit, visit_weight).masked_fill(walker.detach().isnan(), math.nan)
     if _is_zero(visit_weight):
         return _scaled(walker, walker_weight).masked_fill(visit.detach().isnan(), math.nan)
-    if isinstance(visit_weight, Tensor) or visit_weight == 1.0:
-        return _scaled(walker, walker_weight) + _scaled(visit, visit_weight)
-    return torch.add(_scaled(walker, walker_weight), visit, alpha=float(visit_weight))
+    return _scaled(walker, walker_weight) + _scaled(visit, visit_weight)
 
 
 def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:

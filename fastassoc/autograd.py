@@ -32,8 +32,8 @@ class Options(NamedTuple):
 class WalkerVisitFunction(torch.autograd.Function):
     """``(a, b, bias_a, bias_b, options) -> (walker, visit, p_correct, accuracy_estimate, visit_probability)``.
 
-    The first two are differentiable once; the others, for statistics, carry no gradient. All are 0-d but the last,
-    which is [M]. What is not wanted is None.
+    The first two are differentiable once; the others are there for statistics only, and carry no gradient. All are 0-d
+    but the last, which is [M]. A term that is not wanted is None.
     """
 
     @staticmethod

@@ -68,7 +68,8 @@ def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = N
     ``labels`` [N] lie on the CPU; ``kept_rows`` [N] int64 says which rows of ``a`` they are of, if not of all.
     """
     n = labels.shape[0]
-    same = (labels.unsqueeze(1) == labels).to(dtype)
+    same = torch.empty((n, n), dtype=dtype, device="cpu")
+    torch.eq(labels.view(-1, 1), labels, out=same)
     same /= same.sum(1, keepdim=True).mul_(-n)
     return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n)
 
@@ -100,7 +101,6 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     buckets = []
     start = 0
     entries = sum(size * size * count for size, count in zip(bucket_sizes, counts, strict=True))
-    # Calls of NumPy cost half of torch's.
     minus_target = np.empty(entries, dtype=np.float64 if dtype == torch.float64 else np.float32)
     filled = 0
     for size, count in zip(bucket_sizes, counts, strict=True):

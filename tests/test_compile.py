@@ -134,7 +134,9 @@ def test_weights_and_temperatures_that_change_from_step_to_step() -> None:
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for options in ((1.0, 1.0, 1.0), (1.0, 0.5, 1.0), (0.7, 0.3, 2.0), (0.7, 0.0, 0.5), (0.1, 0.2, 0.25)):
+    # More steps than torch.compile would compile anew.
+    ramp = ((1.0, 0.01 * step, 1.0) for step in range(1, 12))
+    for options in ((1.0, 1.0, 1.0), (1.0, 0.5, 1.0), (0.7, 0.3, 2.0), (0.7, 0.0, 0.5), (0.1, 0.2, 0.25), *ramp):
         torch.testing.assert_close(compiled(*case[:2], *options), step(*case[:2], *options))
 
 

@@ -59,6 +59,8 @@ def test_whole_or_in_tiles(
         ([4, 8, 12, 16] * 3, 800, True),
         ([4, 8, 12, 16] * 3, 2000, False),
         ([100] * 5 + [50], 1000, False),
+        # A dense block of many rows takes memory and time whatever M is.
+        (list(range(1, 40)), 32, False),
     ],
 )
 def test_one_dense_block_or_one_for_each_class(sizes: list[int], m: int, dense: bool) -> None:

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastassoc
 from fastassoc import reference
+from fastassoc.backends import cpu, cpu_whole
 from tests.cases import Case, evaluate, make_case, relative_error
 
 FLOAT32_STEPS = 32 * torch.finfo(torch.float32).eps
@@ -158,15 +159,33 @@ def test_labels_of_other_dtypes_are_other_labels() -> None:
 
 @pytest.mark.usefixtures("cpu_path")
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-def test_fake_tensors_leave_nothing_behind() -> None:
+@pytest.mark.parametrize("fake_labels", [False, True])
+def test_fake_tensors_leave_nothing_behind(fake_labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cpu, cpu_whole):
+        monkeypatch.setattr(module, "_latest", None)
     case = make_case(17, 30, 6, 3, dtype=torch.float32)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         a, b = torch.randn(17, 6), torch.randn(30, 6)
         with suppress(RuntimeError):
-            fastassoc.walker_visit_loss(a, b, case.labels)
+            fastassoc.walker_visit_loss(a, b, mode.from_tensor(case.labels) if fake_labels else case.labels)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     for mine, true in zip(evaluate(fastassoc.walker_visit_loss, case), exact, strict=True):
         assert relative_error(mine, true) < FLOAT32_STEPS
+
+
+class _Labelled(torch.Tensor):
+    pass
+
+
+@pytest.mark.usefixtures("cpu_path")
+def test_subclasses_of_tensor_leave_nothing_behind() -> None:
+    case = make_case(18, 30, 6, 3, dtype=torch.float32)
+    expected = fastassoc.walker_visit_loss(case.a, case.b, case.labels)
+    shifted = case.labels + 1
+    loss = fastassoc.walker_visit_loss(case.a, case.b, shifted.as_subclass(_Labelled))
+    assert type(loss) is torch.Tensor
+    assert torch.equal(loss, expected)
+    assert type(fastassoc.walker_visit_loss(case.a, case.b, shifted)) is torch.Tensor
 
 
 @pytest.mark.usefixtures("cpu_path")
@@ -236,6 +255,14 @@ def test_module_learns_its_parameters() -> None:
 
 
 A, B, LABELS = torch.zeros(4, 3), torch.zeros(5, 3), torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["walker_weight", "visit_weight", "temperature", "eps", "ignore_index"])
+def test_options_are_remembered_with_their_types(name: str) -> None:
+    one = 1 if name == "ignore_index" else 1.0
+    fastassoc.walker_visit_loss(A, B, LABELS, **{name: one})
+    with pytest.raises(TypeError, match=name):
+        fastassoc.walker_visit_loss(A, B, LABELS, **{name: True})
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ class Problem(NamedTuple):
     """[N] in the accumulation dtype, rows in the order of ``blocks``."""
     bias_b: Tensor | None
     """[M] in the accumulation dtype."""
-    blocks: ClassBlocks
     scale: float
     eps: float
+    blocks: ClassBlocks
     walker: bool
     """Whether the round trips are wanted."""
     visit: bool

@@ -83,8 +83,18 @@ def weighted_log(x: Tensor, weights: Tensor, eps: float, out: Tensor | None = No
 def make_problem(inputs: Inputs) -> Problem:
     """The call with its rows in the order of the blocks."""
     blocks: ClassBlocks = inputs.labels
-    bias_a = None if inputs.bias_a is None else rows_in_order(inputs.bias_a, blocks)
-    return Problem(*inputs)._replace(a=rows_in_order(inputs.a, blocks), bias_a=bias_a)
+    return Problem(
+        a=rows_in_order(inputs.a, blocks),
+        b=inputs.b,
+        bias_a=None if inputs.bias_a is None else rows_in_order(inputs.bias_a, blocks),
+        bias_b=inputs.bias_b,
+        scale=inputs.scale,
+        eps=inputs.eps,
+        blocks=blocks,
+        walker=inputs.walker,
+        visit=inputs.visit,
+        dtype=inputs.dtype,
+    )
 
 
 def walk_statistics(p_aba: Tensor, blocks: ClassBlocks) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,26 +13,18 @@ from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved, block_lo
 from fastassoc.classes import ClassBlocks, class_blocks, dense_block
 
 _DENSE_PRODUCTS = 4 * 10**6
-"""Up to this many products ``N^2 M`` for each size of a class one dense block is quicker than one for each class."""
+"""Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
+_DENSE_ROWS = 256
+"""Up to this many rows it is so up to as many products for each size of class, for each size takes operations."""
 _WHOLE_SCORES = 2**20
 """Up to this many scores ``N M`` whole is quicker than tiled."""
 _REMEMBERED_ROWS = 1024
-"""A sampler that balances classes often gives the same labels at every step; up to this size they are compared."""
+"""A sampler that balances classes often gives the same labels at every step; up to this size they are compared, and
+what was made of them for the same M is used again."""
 _MAX_SAVED = 11
 """Tensors that any form saves for its gradients, at most."""
 
-
-class _Layout(NamedTuple):
-    """What was made of labels."""
-
-    columns: int
-    """M."""
-    dtype: torch.dtype
-    labels: Tensor
-    blocks: ClassBlocks
-
-
-_latest: _Layout | None = None
+_latest: tuple[tuple[bytes, torch.dtype, int], ClassBlocks] | None = None
 
 
 def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> ClassBlocks:
@@ -41,32 +32,34 @@ def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: t
     global _latest
     if labels.dtype != torch.int64:
         labels = labels.to(torch.int64)
+    values = labels.numpy()
     kept_rows = None
     if ignore_index is not None:
-        kept_rows = (labels != ignore_index).nonzero().view(-1)
-        validation.check_rows_left(kept_rows.shape[0], ignore_index)
-        if kept_rows.shape[0] == labels.shape[0]:
-            kept_rows = None
+        kept = np.flatnonzero(values != ignore_index)
+        validation.check_rows_left(len(kept), ignore_index)
+        if len(kept) < len(values):
+            values, kept_rows = values[kept], torch.from_numpy(kept)
     columns = b.shape[0]
-    if kept_rows is not None or labels.shape[0] > _REMEMBERED_ROWS:
-        return _make_blocks(labels, dtype, kept_rows, columns)
+    if kept_rows is not None or len(values) > _REMEMBERED_ROWS:
+        return _make_blocks(values, dtype, kept_rows, columns)
+    key = values.tobytes(), dtype, columns
     latest = _latest
-    if latest is None or latest.columns != columns or latest.dtype != dtype or not torch.equal(latest.labels, labels):
-        _latest = latest = _Layout(columns, dtype, labels.clone(), _make_blocks(labels, dtype, None, columns))
-    return latest.blocks
+    if latest is None or latest[0] != key:
+        latest = key, _make_blocks(values, dtype, None, columns)
+        if type(latest[1].minus_target) is Tensor:
+            # Not a fake one, of which later calls could make nothing.
+            _latest = latest
+    return latest[1]
 
 
-def _make_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None, columns: int) -> ClassBlocks:
-    if kept_rows is not None:
-        labels = labels[kept_rows]
-    rows = labels.shape[0]
+def _make_blocks(values: np.ndarray, dtype: torch.dtype, kept_rows: Tensor | None, columns: int) -> ClassBlocks:
+    rows = len(values)
     products = rows * rows * columns
-    # N rows have at most sqrt(2 N) sizes of classes. To sort the labels for the number would take longer.
+    # So few labels are counted in less time than it takes to sort them.
     dense = products <= _DENSE_PRODUCTS or (
-        products <= _DENSE_PRODUCTS * math.isqrt(2 * rows)
-        and products <= _DENSE_PRODUCTS * len(set(Counter(labels.tolist()).values()))
+        rows <= _DENSE_ROWS and products <= _DENSE_PRODUCTS * len(set(Counter(values.tolist()).values()))
     )
-    return (dense_block if dense else class_blocks)(labels, dtype, kept_rows)
+    return (dense_block if dense else class_blocks)(torch.from_numpy(values), dtype, kept_rows)
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
