@@ -19,13 +19,17 @@ class Batch(NamedTuple):
     """Class sizes fall by half from class to class instead of being equal."""
     scale: float = 0.55
     """Standard deviation of the embeddings; that of the logits is its square times sqrt(D), 3.4 at D = 128."""
+    new_labels: bool = False
+    """Labels come in another order at each step, as from a loader that shuffles, instead of being the same."""
 
     @property
     def label(self) -> str:
         """For tables."""
         kind = "classes, sizes by halves" if self.unbalanced else "classes"
         label = f"{self.n} x {self.m}, D {self.d}, {self.classes} {kind}"
-        return label if self.scale == Batch(1, 1).scale else f"{label}, logits of {self.scale**2 * self.d**0.5:.0f}"
+        if self.scale != Batch(1, 1).scale:
+            label += f", logits of {self.scale**2 * self.d**0.5:.0f}"
+        return f"{label}, new labels each step" if self.new_labels else label
 
 
 def make_labels(batch: Batch) -> Tensor:
@@ -62,6 +66,8 @@ PAPER = (
     Batch(100, 100),
     Batch(100, 1000),
     Batch(1000, 1000),
+    Batch(100, 100, new_labels=True),
+    Batch(100, 1000, unbalanced=True, new_labels=True),
     Batch(500, 2000, scale=1.2),
     Batch(500, 2000, scale=1.4),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import re
@@ -118,6 +119,20 @@ def test_a_quick_turn_starts_with_a_step_that_is_not_timed(quick: bool, steps: i
     a, b = (torch.ones(2, 2, requires_grad=True) for _ in range(2))
     assert 0.001 <= worker.turn(loss, a, b, torch.zeros(2), quick) < 0.25
     assert len(calls) == steps
+
+
+def test_labels_in_another_order_at_each_step() -> None:
+    seen = []
+
+    def loss(a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels.tolist())
+        return (a * b).sum()
+
+    a, b = (torch.ones(2, 2, requires_grad=True) for _ in range(2))
+    labels = torch.tensor([3, 1, 1, 2, 1, 4, 1, 5])
+    worker.turn(loss, a, b, labels, quick=True, new_labels=True)
+    assert all(x != y for x, y in itertools.pairwise(seen))
+    assert len({tuple(sorted(x)) for x in seen}) == 1
 
 
 @linux
