@@ -69,7 +69,6 @@ PAPER = (
     Batch(100, 100, new_labels=True),
     Batch(100, 1000, unbalanced=True, new_labels=True),
     Batch(500, 2000, scale=1.2),
-    Batch(500, 2000, scale=1.4),
 )
 LARGE = (
     Batch(2048, 16384),
