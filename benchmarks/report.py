@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,11 @@ def plot_floor(path: Path, rows: list[Row], title: str) -> None:
         ]
         places, percentages = zip(*points, strict=True)
         plot.barh(places, percentages, height=height, label=_LABELS[name], color=_COLOURS[name])
-    plot.set_yticks(range(len(batches)), [Batch(*batch).label for batch in batches], fontsize=8)
+    plot.set_yticks(range(len(batches)), [textwrap.fill(Batch(*batch).label, 36) for batch in batches], fontsize=8)
     plot.margins(y=0.01)
     plot.invert_yaxis()
-    plot.set_xlabel("floor (useful operations at the rate of a large product), % of time")
-    plot.set_title(title, fontsize=11)
+    plot.set_xlabel("floor (useful operations at the\nrate of a large product), % of time")
+    figure.suptitle(title, fontsize=11)
     plot.grid(visible=True, axis="x", alpha=0.3)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=130)
