@@ -71,6 +71,17 @@ class _Constants(NamedTuple):
     """[M], each -1 / M."""
 
 
+class _Upstream(NamedTuple):
+    """The losses differentiated by ``p_aba``, G of the equations, and by the visits' share of ``p_ab``, h there."""
+
+    g: Tensor | None
+    """G is ``walker_factor g``, flat class blocks; None without a walker gradient."""
+    walker_factor: float
+    h: Tensor | None
+    """h of the equations is ``visit_factor h``, [M]; None without a visit gradient."""
+    visit_factor: float
+
+
 _latest: tuple[tuple[int, int, float, torch.dtype], _Constants] | None = None
 
 
@@ -128,8 +139,8 @@ def gradients(
     """See `fastassoc.backends.Backend`."""
     blocks: ClassBlocks = inputs.labels
     x, v, a, *kept = saved
-    # G is ``walker_factor g``, and h of the equations ``visit_factor h``. Read as numbers, the upstream gradients are
-    # factors that a product takes along (compiled autograd, which traces a backward pass, has a graph break here).
+    # Read as numbers, the upstream gradients are factors that a product takes along (compiled autograd, which traces a
+    # backward pass, has a graph break here).
     g = h = None
     walker_factor = visit_factor = 0.0
     if grad_walker is not None:
@@ -140,7 +151,7 @@ def gradients(
         h, visit_factor = v.reciprocal(), -grad_visit.item() / (blocks.rows * inputs.b.shape[0])
     # The plain form keeps two tensors, the merged one four; either may come back with more None.
     merged = len(kept) > 2 and kept[2] is not None
-    ds = (_merged_gradient if merged else _plain_gradient)(blocks, kept, g, h, walker_factor, visit_factor)
+    ds = (_merged_gradient if merged else _plain_gradient)(blocks, kept, _Upstream(g, walker_factor, h, visit_factor))
     da = db = None
     if needs[0]:
         da = torch.mm(ds, inputs.b if inputs.b.dtype == inputs.dtype else inputs.b.to(inputs.dtype))
@@ -161,14 +172,8 @@ def _plain_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) ->
     return _products(inputs.labels, p_ab, q), visit, (p_ab, q)
 
 
-def _plain_gradient(
-    blocks: ClassBlocks,
-    saved: list[Tensor | None],
-    g: Tensor | None,
-    h: Tensor | None,
-    walker_factor: float,
-    visit_factor: float,
-) -> Tensor:
+def _plain_gradient(blocks: ClassBlocks, saved: list[Tensor | None], upstream: _Upstream) -> Tensor:
+    g, walker_factor, h, visit_factor = upstream
     p_ab, q = _matrix(saved[0], blocks.rows), _matrix(saved[1], blocks.rows)
     if g is None:
         assert h is not None
@@ -213,14 +218,8 @@ def _merged_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) -
     return p_aba, visit, (p_aba, t, f, y)
 
 
-def _merged_gradient(
-    blocks: ClassBlocks,
-    saved: list[Tensor | None],
-    g: Tensor | None,
-    h: Tensor | None,
-    walker_factor: float,
-    visit_factor: float,
-) -> Tensor:
+def _merged_gradient(blocks: ClassBlocks, saved: list[Tensor | None], upstream: _Upstream) -> Tensor:
+    g, walker_factor, h, visit_factor = upstream
     p_aba, t, f, y, *_ = saved
     assert p_aba is not None
     assert f is not None
