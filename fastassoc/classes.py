@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_REMEMBERED_ROWS = 1024
+"""Up to so many rows the layout of the classes is used again by labels whose classes are of the same sizes."""
 
 
 class Bucket(NamedTuple):
@@ -80,34 +84,18 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     ``labels`` [N] lie on the CPU; ``kept_rows`` [N] int64 says which rows of ``a`` they are of, if not of all.
     """
     values = labels.numpy()
-    n = values.shape[0]
+    n = len(values)
     order = values.argsort(kind="stable")
     ordered = values[order]
-    first = np.empty(n, dtype=bool)
-    first[0] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    starts = np.flatnonzero(first)
-    sizes = np.empty_like(starts)
-    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
-    sizes[-1] = n - starts[-1]
-    if (sizes == sizes[0]).all():
-        bucket_sizes, counts = [int(sizes[0])], [len(sizes)]
-    else:
-        # Stable, so the rows of a class stay together.
-        order = order[np.argsort(-sizes.repeat(sizes), kind="stable")]
-        number = np.bincount(sizes)
-        unique = np.flatnonzero(number)[::-1]
-        bucket_sizes, counts = unique.tolist(), number[unique].tolist()
-    buckets = []
-    start = 0
-    entries = sum(size * size * count for size, count in zip(bucket_sizes, counts, strict=True))
-    minus_target = np.empty(entries, dtype=np.float64 if dtype == torch.float64 else np.float32)
-    filled = 0
-    for size, count in zip(bucket_sizes, counts, strict=True):
-        buckets.append(Bucket(start, count, size))
-        minus_target[filled : filled + size * size * count] = -1.0 / (n * size)
-        start += size * count
-        filled += size * size * count
+    ends = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    sizes = np.empty(len(ends) + 1, dtype=np.int64)
+    sizes[:-1], sizes[-1] = ends, n
+    sizes[1:] -= ends
+    numbers = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+    make_layout = _make_layout_once if n <= _REMEMBERED_ROWS else _make_layout
+    buckets, by_size, minus_target = make_layout(sizes.tobytes(), numbers)
+    if by_size is not None:
+        order = order[by_size]
     rows: Tensor | None = torch.from_numpy(order)
     position = None
     if kept_rows is not None:
@@ -119,4 +107,27 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
         inverse = np.empty_like(order)
         inverse[order] = np.arange(n)
         position = torch.from_numpy(inverse)
-    return ClassBlocks(rows, position, tuple(buckets), torch.from_numpy(minus_target), n)
+    return ClassBlocks(rows, position, buckets, torch.from_numpy(minus_target), n)
+
+
+def _make_layout(sizes: bytes, dtype: np.dtype) -> tuple[tuple[Bucket, ...], np.ndarray | None, np.ndarray]:
+    """Buckets, the order of rows that brings classes of one size together if it is not theirs, and the target."""
+    sizes_of_classes = np.frombuffer(sizes, dtype=np.int64)
+    n = int(sizes_of_classes.sum())
+    number = np.bincount(sizes_of_classes)
+    unique = np.flatnonzero(number)[::-1]
+    # Stable, so the rows of a class stay together.
+    by_size = np.argsort(-sizes_of_classes.repeat(sizes_of_classes), kind="stable") if len(unique) > 1 else None
+    buckets = []
+    start = filled = 0
+    minus_target = np.empty(int((sizes_of_classes**2).sum()), dtype=dtype)
+    for size, count in zip(unique.tolist(), number[unique].tolist(), strict=True):
+        buckets.append(Bucket(start, count, size))
+        minus_target[filled : filled + size * size * count] = -1.0 / (n * size)
+        start += size * count
+        filled += size * size * count
+    return tuple(buckets), by_size, minus_target
+
+
+_make_layout_once = functools.lru_cache(maxsize=1)(_make_layout)
+"""A sampler often draws as many rows of each class at every step."""

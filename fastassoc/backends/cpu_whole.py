@@ -179,11 +179,13 @@ def _plain_gradient(blocks: ClassBlocks, saved: list[Tensor | None], upstream: _
         assert h is not None
         return _softmax_backward(h.mul_(visit_factor).expand_as(p_ab), p_ab, 1)
     if blocks.dense and h is not None:
+        if walker_factor != 1.0:
+            g.mul_(walker_factor)
         kernel = g.view(blocks.rows, blocks.rows)
-        dp_ab = torch.addmm(h, kernel, q, beta=visit_factor, alpha=walker_factor)
+        dp_ab = torch.mm(kernel, q).add_(h, alpha=visit_factor)
         ds = _softmax_backward(dp_ab, p_ab, 1)
         dq = torch.mm(kernel.t(), p_ab)
-        return ds.add_(_softmax_backward(dq, q, 0), alpha=walker_factor)
+        return ds.add_(_softmax_backward(dq, q, 0))
     kernels = _kernels(blocks, g.mul_(walker_factor))
     dp_ab = _apply(blocks, kernels, q)
     if h is not None:
