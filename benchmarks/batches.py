@@ -67,7 +67,7 @@ PAPER = (
     Batch(100, 1000),
     Batch(1000, 1000),
     Batch(100, 100, new_labels=True),
-    Batch(100, 1000, unbalanced=True, new_labels=True),
+    Batch(100, 1000, classes=7, unbalanced=True, new_labels=True),
     Batch(500, 2000, scale=1.2),
 )
 LARGE = (

@@ -42,6 +42,7 @@ class WalkerVisitFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
+        # Autograd records nothing in here; operations that do not even ask it are quicker.
         with torch._C._AutoDispatchBelowAutograd(), own_precision(a):
             walker, visit, *statistics, saved = options.backend.losses(
                 options.inputs(a, b, bias_a, bias_b), options.needs_gradient, options.statistics

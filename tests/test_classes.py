@@ -50,3 +50,14 @@ def test_classes_of_one_size_share_a_bucket(sizes: list[int], buckets: int) -> N
 def test_rows_that_are_sorted_by_class_stay_where_they_are(labels: list[int]) -> None:
     stays = labels == sorted(labels)
     assert (class_blocks(torch.tensor(labels), torch.float32).order is None) == stays
+
+
+def test_layouts_used_again_fit_the_labels() -> None:
+    # Both orders of sizes and both dtypes in turn; what is remembered of one must not serve another.
+    for labels in ([0, 1, 1, 0, 1], [1, 0, 0, 1, 0], [5, 5, 7, 7, 7], [5, 5, 5, 7, 7], [2, 1, 1, 2, 1]) * 2:
+        values = torch.tensor(labels)
+        same = (values[:, None] == values).double()
+        for dtype in (torch.float32, torch.float64):
+            blocks = class_blocks(values, dtype)
+            assert blocks.minus_target.dtype == dtype
+            torch.testing.assert_close(as_matrix(blocks, 5), same / same.sum(1, keepdim=True) / 5, rtol=1e-7, atol=0.0)
