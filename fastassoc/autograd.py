@@ -42,7 +42,8 @@ class WalkerVisitFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
-        # Autograd records nothing in here; operations that do not even ask it are quicker.
+        # Autograd records nothing in here; operations that do not even ask it are quicker. As in torch's own custom
+        # operators, there are then no version counts and no views, so no result may share memory with an input.
         with torch._C._AutoDispatchBelowAutograd(), own_precision(a):
             walker, visit, *statistics, saved = options.backend.losses(
                 options.inputs(a, b, bias_a, bias_b), options.needs_gradient, options.statistics

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_REMEMBERED_ROWS = 1024
-"""Up to so many rows the layout of the classes is used again by labels whose classes are of the same sizes."""
+_LAYOUT_ROWS = 1024
+"""Up to so many rows a layout is used again by labels whose classes, in the order of their labels, are of the same
+sizes: with more, making it is a small part of a step, and the target may be large."""
 
 
 class Bucket(NamedTuple):
@@ -92,7 +93,7 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     sizes[:-1], sizes[-1] = ends, n
     sizes[1:] -= ends
     numbers = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-    make_layout = _make_layout_once if n <= _REMEMBERED_ROWS else _make_layout
+    make_layout = _make_layout_once if n <= _LAYOUT_ROWS else _make_layout
     buckets, by_size, minus_target = make_layout(sizes.tobytes(), numbers)
     if by_size is not None:
         order = order[by_size]
@@ -130,4 +131,5 @@ def _make_layout(sizes: bytes, dtype: np.dtype) -> tuple[tuple[Bucket, ...], np.
 
 
 _make_layout_once = functools.lru_cache(maxsize=1)(_make_layout)
-"""A sampler often draws as many rows of each class at every step."""
+"""The latest only: a sampler often draws as many rows of each class at every step. What was made of it shares the
+target's memory, so nothing may write there."""

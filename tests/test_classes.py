@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastassoc import classes
 from fastassoc.classes import ClassBlocks, class_blocks, dense_block
 
 
@@ -53,11 +54,16 @@ def test_rows_that_are_sorted_by_class_stay_where_they_are(labels: list[int]) ->
 
 
 def test_layouts_used_again_fit_the_labels() -> None:
-    # Both orders of sizes and both dtypes in turn; what is remembered of one must not serve another.
-    for labels in ([0, 1, 1, 0, 1], [1, 0, 0, 1, 0], [5, 5, 7, 7, 7], [5, 5, 5, 7, 7], [2, 1, 1, 2, 1]) * 2:
-        values = torch.tensor(labels)
+    classes._make_layout_once.cache_clear()
+    # Sizes 2, 3 three times, 3, 2 twice, then another dtype for the latter.
+    labels = [[0, 1, 1, 0, 1], [5, 5, 7, 7, 7], [1, 0, 1, 0, 1], [5, 5, 5, 7, 7], [2, 1, 1, 2, 1]]
+    for values, dtype in [
+        *((torch.tensor(x), torch.float32) for x in labels),
+        (torch.tensor(labels[-1]), torch.float64),
+    ]:
+        blocks = class_blocks(values, dtype)
+        assert blocks.minus_target.dtype == dtype
         same = (values[:, None] == values).double()
-        for dtype in (torch.float32, torch.float64):
-            blocks = class_blocks(values, dtype)
-            assert blocks.minus_target.dtype == dtype
-            torch.testing.assert_close(as_matrix(blocks, 5), same / same.sum(1, keepdim=True) / 5, rtol=1e-7, atol=0.0)
+        expected = same / same.sum(1, keepdim=True) / len(values)
+        torch.testing.assert_close(as_matrix(blocks, len(values)), expected, rtol=1e-7, atol=0.0)
+    assert classes._make_layout_once.cache_info().hits == 3
