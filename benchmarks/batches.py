@@ -62,7 +62,6 @@ def useful_operations(batch: Batch, walker: bool = True) -> int:
 
 PAPER = (
     Batch(8, 8, classes=2),
-    Batch(32, 64, classes=4),
     Batch(100, 100),
     Batch(100, 1000),
     Batch(1000, 1000),
