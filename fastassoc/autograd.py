@@ -42,9 +42,7 @@ class WalkerVisitFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
-        # Autograd records nothing in here; operations that do not even ask it are quicker. As in torch's own custom
-        # operators, there are then no version counts and no views, so no result may share memory with an input.
-        with torch._C._AutoDispatchBelowAutograd(), own_precision(a):
+        with own_precision(a):
             walker, visit, *statistics, saved = options.backend.losses(
                 options.inputs(a, b, bias_a, bias_b), options.needs_gradient, options.statistics
             )
@@ -74,7 +72,7 @@ class WalkerVisitFunction(torch.autograd.Function):
 def _first_derivative(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> Gradients:
     a, b, bias_a, bias_b, *saved = ctx.saved_tensors
     options: Options = ctx.options
-    with torch._C._AutoDispatchBelowAutograd(), own_precision(a):
+    with own_precision(a):
         # Autograd itself brings them to the dtype of what they are gradients of.
         return options.backend.gradients(
             options.inputs(a, b, bias_a, bias_b), tuple(saved), grad_walker, grad_visit, ctx.needs_input_grad[:4]

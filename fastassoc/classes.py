@@ -92,9 +92,9 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
     sizes = np.empty(len(ends) + 1, dtype=np.int64)
     sizes[:-1], sizes[-1] = ends, n
     sizes[1:] -= ends
-    numbers = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+    target_dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
     make_layout = _make_layout_once if n <= _LAYOUT_ROWS else _make_layout
-    buckets, by_size, minus_target = make_layout(sizes.tobytes(), numbers)
+    buckets, by_size, minus_target = make_layout(sizes.tobytes(), target_dtype)
     if by_size is not None:
         order = order[by_size]
     rows: Tensor | None = torch.from_numpy(order)

@@ -88,3 +88,15 @@ print(len(called), {device for _, _, device in called})
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "6 {'cpu'}"
+
+
+@pytest.mark.parametrize("seed", [9, 12])
+def test_an_upstream_gradient_is_a_factor_after_the_products_of_a_dense_block(seed: int) -> None:
+    # Without eps, gradients by round trips may come near the largest float32, and the factor of a scaler beyond it.
+    torch.manual_seed(seed)
+    a, b = (torch.randn(rows, 8) * 8**0.5 for rows in (30, 20))
+    a.requires_grad_()
+    b.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, b, torch.arange(30) % 3, eps=0.0)
+    for x in torch.autograd.grad(65536.0 * loss, (a, b)):
+        assert x.isfinite().all()

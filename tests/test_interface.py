@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import fastassoc
 from fastassoc import reference
@@ -186,6 +187,41 @@ def test_subclasses_of_tensor_leave_nothing_behind() -> None:
     assert type(loss) is torch.Tensor
     assert torch.equal(loss, expected)
     assert type(fastassoc.walker_visit_loss(case.a, case.b, shifted)) is torch.Tensor
+
+
+class _Basic(torch.Tensor):
+    """Wraps a tensor, and knows no operators that torch puts together from others."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> _Basic:
+        wrapper: _Basic = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        wrapper.inner = inner
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            raise NotImplementedError(str(func))
+        result = func(*tree_map_only(cls, _inner, args), **tree_map_only(cls, _inner, kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, result)
+
+
+def _inner(wrapper: _Basic) -> torch.Tensor:
+    return wrapper.inner
+
+
+def test_subclasses_of_tensor_meet_basic_operators_only() -> None:
+    case = make_case(12, 20, 6, 3, dtype=torch.float32)
+    a, b = (_Basic(x).requires_grad_() for x in (case.a, case.b))
+    loss = fastassoc.walker_visit_loss(a, b, case.labels)
+    loss.backward()
+    expected = evaluate(fastassoc.walker_visit_loss, case)
+    assert isinstance(a.grad, _Basic)
+    assert isinstance(b.grad, _Basic)
+    for x, y in zip((loss, a.grad, b.grad), expected, strict=True):
+        assert torch.equal(_inner(x).double(), y)
 
 
 @pytest.mark.usefixtures("cpu_path")

@@ -178,15 +178,16 @@ def _plain_gradient(blocks: ClassBlocks, saved: list[Tensor | None], upstream: _
     if g is None:
         assert h is not None
         return _softmax_backward(h.mul_(visit_factor).expand_as(p_ab), p_ab, 1)
-    if walker_factor != 1.0:
-        g.mul_(walker_factor)
     if blocks.dense and h is not None:
-        # The same in fewer calls, which are 2% of a step at 100 x 100.
+        # The same in fewer calls, which are 2% of a step at 100 x 100; a factor after the products overflows later.
         kernel = g.view(blocks.rows, blocks.rows)
-        dp_ab = torch.mm(kernel, q).add_(h, alpha=visit_factor)
-        ds = _softmax_backward(dp_ab, p_ab, 1)
-        return ds.add_(_softmax_backward(torch.mm(kernel.t(), p_ab), q, 0))
-    kernels = _kernels(blocks, g)
+        dp_ab = torch.mm(kernel, q)
+        if walker_factor != 1.0:
+            dp_ab *= walker_factor
+        ds = _softmax_backward(dp_ab.add_(h, alpha=visit_factor), p_ab, 1)
+        dq = torch.mm(kernel.t(), p_ab)
+        return ds.add_(_softmax_backward(dq, q, 0), alpha=walker_factor)
+    kernels = _kernels(blocks, g.mul_(walker_factor))
     dp_ab = _apply(blocks, kernels, q)
     if h is not None:
         dp_ab.add_(h, alpha=visit_factor)
