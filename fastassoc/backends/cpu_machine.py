@@ -1,0 +1,100 @@
+"""The compiled kernels of `fastassoc.kernels.cpu`, where they can run, on the threads of torch's own operations."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import platform
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Machine(NamedTuple):
+    """Machine code, and OpenMP's functions by address."""
+
+    addresses: dict[str, int]
+    sequence: Any
+    """Runs a program on this thread."""
+    parallel: Any
+    """Runs a program on several."""
+    thread: int
+    threads: int
+    barrier: int
+    lanes: int
+    """Entries of a vector."""
+    width: int
+    """Columns of a block of a product."""
+    code: Any
+    """Kept alive."""
+
+
+@functools.cache
+def machine() -> Machine | None:
+    """Compiled for this processor at the first call, in a third of a second; None where that is not possible.
+
+    It takes Linux on x86-64 with AVX2 or AVX-512, the LLVM inside Triton, and a torch with GNU OpenMP.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or capability not in ("AVX512", "AVX2"):
+        return None
+    if not libraries or importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        from fastassoc.kernels.cpu import compile_kernels
+
+        code, shape = compile_kernels(wide=capability == "AVX512")
+    except (ImportError, AttributeError, TypeError, RuntimeError, OSError):
+        # Another Triton's LLVM, or a system that executes nothing from memory it wrote.
+        return None
+    openmp = ctypes.CDLL(str(libraries[0]))
+    openmp.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    openmp.GOMP_parallel.restype = None
+    names = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+    functions = [ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value or 0 for name in names]
+    sequence = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.addresses["sequence"])
+    return Machine(
+        code.addresses, sequence, openmp.GOMP_parallel, *functions, shape.lanes, shape.lanes * shape.vectors, code
+    )
+
+
+class Program:
+    """Passes in a row, each for all parts of its work before the next."""
+
+    def __init__(self, own: Machine, parts: int) -> None:
+        self.own = own
+        self.parts = parts
+        self._steps: list[tuple[int, tuple[int, ...]]] = []
+
+    def add(self, name: str, *arguments: int) -> None:
+        """A pass; addresses, sizes, and `double` numbers."""
+        self._steps.append((self.own.addresses[name], arguments))
+
+    def run(self) -> None:
+        """Runs the passes, and forgets them."""
+        own, steps = self.own, self._steps
+        length = 2 + sum(5 + len(arguments) for _, arguments in steps)
+        block = (ctypes.c_int64 * length)()
+        at = ctypes.addressof(block) + 8 * (2 + 2 * len(steps))
+        alone = self.parts == 1
+        # Alone there is nobody to wait for: any function that does nothing.
+        numbers = [own.threads if alone else own.barrier, len(steps)]
+        tail: list[int] = []
+        for address, arguments in steps:
+            numbers += (address, at + 8 * len(tail))
+            tail += (own.thread, own.threads, self.parts, *arguments)
+        block[:] = numbers + tail
+        if alone:
+            own.sequence(block)
+        else:
+            own.parallel(own.addresses["sequence"], block, self.parts, 0)
+        self._steps = []
+
+
+def double(x: float) -> int:
+    """Its bits."""
+    return int(struct.unpack("q", struct.pack("d", x))[0])

@@ -1,0 +1,385 @@
+"""The forward passes.
+
+Everything lies transposed, a row for each column j of the scores and ``row`` entries from one to the next, so that the
+labelled samples i fill vectors, and every product has one operand whose entries are taken one by one and one whose rows
+are read as vectors, with nothing packed in between. Entries from N up to a multiple of the vector are there, and finite.
+
+    e_ji = exp(s_ij + bias_b_j - r_i)     R_i = sum_j e_ji      C_j = sum_i e_ji u_i     y_j = C_j^-1/2
+    t_ji = e_ji y_j                       g_j = 1 / y_j         v_j = 1 / (C_j y_j)      f_i = 1 / R_i
+    S_ik = sum_j t_ji t_jk                p_aba_ik = S_ik f_i u_k
+    visit_j = g_j sum_i t_ji f_i / N      h_j = -1 / (N M (eps + visit_j))               rho_i = f_i sum_j t_ji g_j h_j
+
+``r`` and ``u`` are the bias of a row and 1; of the rows that fill the last vector, ``u`` and ``f`` are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastassoc.kernels.cpu.ir import Function, Value
+from fastassoc.kernels.cpu.passes import (
+    Pass,
+    add_doubles,
+    as_doubles,
+    exponential,
+    flushed,
+    for_groups,
+    lanes_left,
+    logarithm,
+    tree,
+)
+from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
+
+PAD = 1e30
+"""``r`` of the rows that fill the last vector."""
+
+
+def prepare(shape: Shape) -> Function:
+    """Rows of ``a`` in order and scaled, as they are and in panels; ``r`` and ``u``; zeros to add to."""
+    task = Pass(
+        "prepare",
+        "rows depth a_at a_row a_column order_at ordered bias_at biased scale_number own_at panels_at row r_at u_at "
+        "sums_at sums s_at pairs",
+    )
+    function = task.function
+    rows, depth, a, a_row, a_column, order, ordered, bias, biased, scale, own, panels, *rest = task.arguments()
+    row, r, u, sums, sum_count, s, pairs = rest
+    width = shape.lanes * shape.vectors
+    is_ordered = function.compare("ne", ordered, 0)
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, row, 1)
+        with function.loop(first, last, 1) as loop:
+            i = loop.index
+            panel = function.divide(i, width)
+            place = panel * depth * width + (i - panel * width)
+            inside = function.compare("slt", i, rows)
+            with function.when(inside):
+                source = function.select(is_ordered, function.load("i64", order, i * ordered, 8), i)
+                with function.loop(0, depth, 1) as inner:
+                    x = function.load("float", a, source * a_row + inner.index * a_column) * scale
+                    function.store(x, own, i * depth + inner.index)
+                    function.store(x, panels, place + inner.index * width)
+                function.store(function.load("float", bias, source * biased) * -1.0, r, i)
+                function.store(function.constant("float", 1.0), u, i)
+            with function.when(function.compare("sge", i, rows)):
+                with function.loop(0, depth, 1) as inner:
+                    function.store(function.constant("float", 0.0), panels, place + inner.index * width)
+                function.store(function.constant("float", PAD), r, i)
+                function.store(function.constant("float", 0.0), u, i)
+        for x, count, kind in ((sums, sum_count, "double"), (s, pairs, "float")):
+            first, last = task.span(part, count)
+            with function.loop(first, last, 1) as loop:
+                function.store(function.constant(kind, 0.0), x, loop.index)
+
+    return task.for_parts(body)
+
+
+def steps(shape: Shape, known: bool) -> Function:
+    """``steps``: ``t``, its sums and factors; ``steps_again``: ``t`` from factors that are known."""
+    task = Pass(
+        "steps_again" if known else "steps",
+        "columns rows depth b_at b_row b_column panels_at t_at row r_at u_at bias_at biased y_at g_at v_at sums_at strip",
+    )
+    function = task.function
+    columns, rows, depth, b, b_row, b_column, panels, t, row, r, u, bias, biased, *rest = task.arguments()
+    y, g, v, sums, strip = rest
+    width = shape.lanes * shape.vectors
+
+    def exponentials(own_sums: Value) -> Callable[[Value, int], None]:
+        def body(j: Value, count: int) -> None:
+            lines = [function.address(t, row * (j + n)) for n in range(count)]
+            biases = [function.splat(shape.vector, function.load("float", bias, biased * (j + n))) for n in range(count)]
+            zero = function.constant(shape.vector, 0.0)
+            factors = []
+            if known:
+                factors = [function.splat(shape.vector, function.load("float", y, j + n)) for n in range(count)]
+            with function.loop(0, rows, shape.lanes, [] if known else [zero] * count) as loop:
+                i = loop.index
+                shift = function.load(shape.vector, r, i)
+                e = [
+                    exponential(function, shape, function.load(shape.vector, line, i) + x - shift)
+                    for line, x in zip(lines, biases, strict=True)
+                ]
+                if known:
+                    e = [flushed(function, shape, x * factor) for x, factor in zip(e, factors, strict=True)]
+                for x, line in zip(e, lines, strict=True):
+                    function.store(x, line, i)
+                if not known:
+                    add_doubles(function, shape, tree(e), own_sums, i)
+                    weight = function.load(shape.vector, u, i)
+                    loop.next = [function.fma(x, weight, total) for x, total in zip(e, loop.values, strict=True)]
+            if known:
+                return
+            one = function.constant("float", 1.0)
+            for n, totals in enumerate(loop.values):
+                total = function.sum(totals)
+                factor = function.binary("div", one, function.call("float", "llvm.sqrt.f32", total))
+                function.store(factor, y, j + n)
+                function.store(function.binary("div", one, factor), g, j + n)
+                function.store(function.binary("div", one, total * factor), v, j + n)
+                factors.append(function.splat(shape.vector, factor))
+            with function.loop(0, rows, shape.lanes) as loop:
+                for line, factor in zip(lines, factors, strict=True):
+                    x = function.load(shape.vector, line, loop.index) * factor
+                    function.store(flushed(function, shape, x), line, loop.index)
+
+        return body
+
+    def body(part: Value) -> None:
+        own_sums = function.address(sums, row * part, "double")
+        first, last = task.span(part, columns, shape.rows)
+        with function.loop(0, function.divide_up(last - first, strip), 1) as loop:
+            j = first + strip * loop.index
+            end = function.minimum(j + strip, last)
+            function.call_void(
+                "product",
+                end - j, rows, depth,
+                function.address(b, b_row * j), b_row, b_column,
+                panels, function.constant("i64", width), depth * width,
+                function.address(t, row * j), row,
+                function.constant("i1", 0), function.constant("i64", DEPTH_STEP),
+            )  # fmt: skip
+            for_groups(function, j, end, exponentials(own_sums))
+
+    return task.for_parts(body)
+
+
+def trips(shape: Shape) -> Function:
+    """``S_ik += sum_j t_ji t_jk`` for ``i >= k`` of a class.
+
+    ``tasks``: for each part the number of its first task, and of the first of no part; then, from four times that on,
+    for each task the first row, the rows from there to the end of the class, the class's size and the place in ``S`` of
+    the row's own entry. A task is a panel of k. ``singles`` rows from ``single`` on are alone in their classes.
+    """
+    task = Pass("trips", "columns t_at row s_at tasks_at single singles single_s_at")
+    function = task.function
+    columns, t, row, s, tasks, single, singles, single_s = task.arguments()
+    one, step = function.constant("i64", 1), function.constant("i64", DEPTH_STEP)
+    width = function.constant("i64", shape.lanes * shape.vectors)
+
+    def body(part: Value) -> None:
+        first, last = (function.load("i64", tasks, part + n, 8) for n in range(2))
+        with function.loop(first, last, 1) as loop:
+            start, left, size, place = (function.load("i64", tasks, loop.index * 4 + n, 8) for n in range(4))
+            x = function.address(t, start)
+            function.call_void(
+                "product",
+                left, function.minimum(left, width), columns,
+                x, one, row,
+                x, row, width,
+                function.address(s, place), size,
+                function.constant("i1", 1), step,
+            )  # fmt: skip
+        first, last = task.span(part, singles, shape.lanes)
+        with function.loop(first, last, shape.lanes) as loop:
+            mask = lanes_left(function, shape, singles - loop.index)
+            out = function.address(single_s, loop.index)
+            # Sums of sums: more exact than one.
+            with function.loop(0, columns, DEPTH_STEP, [function.masked_load(shape.vector, out, mask)]) as outer:
+                end = function.minimum(outer.index + DEPTH_STEP, columns)
+                with function.loop(outer.index, end, 1, [function.constant(shape.vector, 0.0)]) as inner:
+                    place = function.address(t, row * inner.index + single + loop.index)
+                    x = function.masked_load(shape.vector, place, mask)
+                    inner.next = [function.fma(x, x, inner.values[0])]
+                outer.next = [outer.values[0] + inner.values[0]]
+            function.masked_store(outer.values[0], out, mask)
+
+    return task.for_parts(body)
+
+
+def flush(shape: Shape) -> Function:
+    """``total += S``, and zero for S."""
+    task = Pass("flush", "s_at total_at pairs")
+    function = task.function
+    s, total, pairs = task.arguments()
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, pairs)
+        with function.loop(first, last, 1) as loop:
+            x = function.load("float", total, loop.index) + function.load("float", s, loop.index)
+            function.store(x, total, loop.index)
+            function.store(function.constant("float", 0.0), s, loop.index)
+
+    return task.for_parts(body)
+
+
+def row_factors(shape: Shape) -> Function:
+    """``f_i = 1 / R_i``, from the parts' sums."""
+    task = Pass("row_factors", "rows row sums_at f_at")
+    function = task.function
+    rows, row, sums, f = task.arguments()
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, row)
+        with function.loop(first, last, 1) as loop:
+            total = _over_parts(task, sums, row, loop.index)
+            factor = function.convert("fptrunc", function.binary("div", function.constant("double", 1.0), total), "float")
+            inside = function.compare("slt", loop.index, rows)
+            function.store(function.select(inside, factor, function.constant("float", 0.0)), f, loop.index)
+
+    return task.for_parts(body)
+
+
+def row_sums(shape: Shape) -> Function:
+    """``rho_i = f_i`` times the parts' sums."""
+    task = Pass("row_sums", "row sums_at f_at rho_at")
+    function = task.function
+    row, sums, f, rho = task.arguments()
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, row)
+        with function.loop(first, last, 1) as loop:
+            total = function.convert("fptrunc", _over_parts(task, sums, row, loop.index), "float")
+            function.store(total * function.load("float", f, loop.index), rho, loop.index)
+
+    return task.for_parts(body)
+
+
+def _over_parts(task: Pass, sums: Value, row: Value, index: Value) -> Value:
+    function = task.function
+    with function.loop(0, task.parts, 1, [function.constant("double", 0.0)]) as loop:
+        loop.next = [loop.values[0] + function.load("double", sums, row * loop.index + index, 8)]
+    return loop.values[0]
+
+
+def limits(shape: Shape) -> Function:
+    """The lowest, the highest and the sum of two vectors: six numbers. A sum of something not finite is not finite."""
+    task = Pass("limits", "f_at rows y_at columns out_at")
+    function = task.function
+    f, rows, y, columns, out = task.arguments()
+
+    def body(part: Value) -> None:
+        with function.when(function.compare("eq", part, 0)):
+            for number, (x, count) in enumerate(((f, rows), (y, columns))):
+                first = function.load("float", x, 0)
+                with function.loop(0, count, 1, [first, first, function.constant("float", 0.0)]) as loop:
+                    low, high, total = loop.values
+                    entry = function.load("float", x, loop.index)
+                    low = function.select(function.compare("olt", entry, low), entry, low)
+                    high = function.select(function.compare("ogt", entry, high), entry, high)
+                    loop.next = [low, high, total + entry]
+                for place, result in enumerate(loop.values):
+                    function.store(result, out, number * 3 + place)
+
+    return task.for_parts(body)
+
+
+def visits(shape: Shape) -> Function:
+    """``visit`` and the parts' sums for ``rho``."""
+    task = Pass("visits", "columns rows t_at row f_at g_at visit_at sums_at weight_number eps_number factor_number")
+    function = task.function
+    columns, rows, t, row, f, g, visit, sums, weight, eps, factor = task.arguments()
+
+    def of_columns(own_sums: Value) -> Callable[[Value, int], None]:
+        def body(j: Value, count: int) -> None:
+            lines = [function.address(t, row * (j + n)) for n in range(count)]
+            with function.loop(0, rows, shape.lanes, [function.constant(shape.vector, 0.0)] * count) as loop:
+                share = function.load(shape.vector, f, loop.index)
+                loop.next = [
+                    function.fma(function.load(shape.vector, line, loop.index), share, total)
+                    for line, total in zip(lines, loop.values, strict=True)
+                ]
+            gains = []
+            for n, total in enumerate(loop.values):
+                gain = function.load("float", g, j + n)
+                probability = function.sum(total) * weight * gain
+                function.store(probability, visit, j + n)
+                h = function.binary("div", factor, probability + eps)
+                gains.append(function.splat(shape.vector, h * gain))
+            with function.loop(0, rows, shape.lanes) as loop:
+                products = [
+                    function.load(shape.vector, line, loop.index) * x for line, x in zip(lines, gains, strict=True)
+                ]
+                add_doubles(function, shape, tree(products), own_sums, loop.index)
+
+        return body
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, columns, shape.rows)
+        for_groups(function, first, last, of_columns(function.address(sums, row * part, "double")))
+
+    return task.for_parts(body)
+
+
+def clear(shape: Shape) -> Function:
+    """Zero for the sums."""
+    task = Pass("clear", "sums_at sums")
+    function = task.function
+    sums, count = task.arguments()
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, count)
+        with function.loop(first, last, 1) as loop:
+            function.store(function.constant("double", 0.0), sums, loop.index)
+
+    return task.for_parts(body)
+
+
+def for_pairs(task: Pass, begin: Callable[[Value], None], body: Callable[[Value, Value, Value, Value], None]) -> Function:
+    """``begin(i)``, then ``body(i, k, place, mirrored place)`` for ``k <= i``, for every row i of every class.
+
+    ``classes``: for each class its first row, its size, and the place of its first pair.
+    """
+    function = task.function
+    classes, class_count = task["classes_at"], task["class_count"]
+
+    def of_part(part: Value) -> None:
+        first, last = task.span(part, class_count)
+        with function.loop(first, last, 1) as each:
+            start, size, place = (function.load("i64", classes, each.index * 3 + n, 8) for n in range(3))
+            with function.loop(0, size, 1) as i:
+                begin(start + i.index)
+                with function.loop(0, i.index + 1, 1) as k:
+                    here, mirrored = place + i.index * size + k.index, place + k.index * size + i.index
+                    body(start + i.index, start + k.index, here, mirrored)
+
+    return task.for_parts(of_part)
+
+
+def probabilities(shape: Shape) -> Function:
+    """``p_aba`` in the place of S, of which the entries with ``i >= k`` are read."""
+    task = Pass("probabilities", "classes_at class_count s_at f_at u_at")
+    function = task.function
+    s, f, u = (task[name] for name in ("s_at", "f_at", "u_at"))
+
+    def body(i: Value, k: Value, place: Value, mirrored: Value) -> None:
+        x = function.load("float", s, place)
+        f_i, f_k, u_i, u_k = (function.load("float", *at) for at in ((f, i), (f, k), (u, i), (u, k)))
+        function.store(x * f_i * u_k, s, place)
+        function.store(x * f_k * u_i, s, mirrored)
+
+    return for_pairs(task, lambda i: None, body)
+
+
+def logarithms(shape: Shape) -> Function:
+    """For each part its share of ``sum target log(eps + p_aba)`` and of ``sum_j log(eps + visit_j)``."""
+    task = Pass("logarithms", "p_at target_at pairs visit_at columns eps_number out_at")
+    function = task.function
+    p, target, pairs, visit, columns, eps, out = task.arguments()
+    eps = function.splat(shape.vector, eps)
+    zero = function.constant(f"<{shape.lanes // 2} x double>", 0.0)
+
+    def body(part: Value) -> None:
+        for number, (x, weights, count) in enumerate(((p, target, pairs), (visit, None, columns))):
+            first, last = task.span(part, count, shape.lanes)
+            with function.loop(first, last, shape.lanes, [zero, zero]) as loop:
+                mask = lanes_left(function, shape, count - loop.index)
+                value = function.masked_load(shape.vector, function.address(x, loop.index), mask)
+                value = logarithm(function, shape, value + eps)
+                if weights is None:
+                    value = function.select(mask, value, function.constant(shape.vector, 0.0))
+                else:
+                    value *= function.masked_load(shape.vector, function.address(weights, loop.index), mask)
+                loop.next = [
+                    total + half for total, half in zip(loop.values, as_doubles(function, shape, value), strict=True)
+                ]
+            function.store(function.sum(loop.values[0] + loop.values[1]), out, part * 2 + number, 8)
+
+    return task.for_parts(body)
+
+
+def functions(shape: Shape) -> list[Function]:
+    """All of the forward passes."""
+    passes = [prepare, trips, flush, row_factors, row_sums, limits, visits, clear, probabilities, logarithms]
+    return [steps(shape, False), steps(shape, True), *(make(shape) for make in passes)]

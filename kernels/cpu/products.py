@@ -1,0 +1,138 @@
+"""Matrix products in IR: a microkernel that holds a block of the result in registers, and loops around it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastassoc.kernels.cpu.ir import Function, Value
+
+
+DEPTH_STEP = 128
+"""Terms of a product's sums that a panel holds: a panel of them stays in the first cache."""
+
+
+class Shape(NamedTuple):
+    """What a processor's vector registers hold."""
+
+    lanes: int
+    """float32 numbers in a register."""
+    rows: int
+    """Of the block of a product that the registers hold."""
+    vectors: int
+    """Its columns, in registers."""
+
+    @property
+    def vector(self) -> str:
+        """The type of a register."""
+        return f"<{self.lanes} x float>"
+
+    @property
+    def integers(self) -> str:
+        """Integers of the same width."""
+        return f"<{self.lanes} x i32>"
+
+    @property
+    def mask(self) -> str:
+        """The type of a mask."""
+        return f"<{self.lanes} x i1>"
+
+
+def first_lanes(function: Function, shape: Shape, count: Value) -> Value:
+    """A mask of the first ``count`` lanes."""
+    integer = f"i{shape.lanes}"
+    ones = function.constant("i64", -1)
+    bits = function.emit("i64", f"shl {ones}, {count.text}")
+    bits = function.emit("i64", f"xor {bits}, -1")
+    return function.convert("bitcast", function.convert("trunc", bits, integer), shape.mask)
+
+
+def _block(shape: Shape, rows: int, vectors: int) -> Function:
+    """``c (+)= a b`` for a block of rows and of vectors, the last of them ``tail`` entries wide."""
+    parameters = [("a", "ptr"), ("a_row", "i64"), ("a_column", "i64"), ("b", "ptr"), ("b_row", "i64"), ("c", "ptr")]
+    parameters += [("c_row", "i64"), ("depth", "i64"), ("accumulate", "i1"), ("tail", "i64")]
+    function = Function(f"block_{rows}_{vectors}", parameters, internal=True)
+    a, a_row, a_column, b, b_row, c, c_row, depth, accumulate, tail = function.parameters
+    mask = first_lanes(function, shape, tail)
+    entry_mask = function.select(accumulate, mask, Value(function, shape.mask, "zeroinitializer"))
+    full = function.select(accumulate, Value(function, shape.mask, _all(shape)), Value(function, shape.mask, "zeroinitializer"))
+    a_rows = [function.address(a, a_row * row) for row in range(rows)]
+    c_rows = [function.address(c, c_row * row) for row in range(rows)]
+    start = [
+        function.masked_load(
+            shape.vector,
+            function.address(c_rows[row], vector * shape.lanes),
+            entry_mask if vector == vectors - 1 else full,
+        )
+        for row in range(rows)
+        for vector in range(vectors)
+    ]
+    if rows == shape.rows:
+        # The block below, which comes next.
+        for row in range(rows):
+            for vector in range(vectors):
+                function.prefetch(function.address(c, c_row * (rows + row) + vector * shape.lanes), write=True)
+    with function.loop(0, depth, 1, start) as loop:
+        line = function.address(b, b_row * loop.index)
+        right = [function.load(shape.vector, line, vector * shape.lanes) for vector in range(vectors - 1)]
+        right.append(
+            function.masked_load(shape.vector, function.address(line, (vectors - 1) * shape.lanes), mask)
+        )
+        offset = a_column * loop.index
+        for row in range(rows):
+            left = function.splat(shape.vector, function.load("float", a_rows[row], offset))
+            for vector in range(vectors):
+                loop.next.append(function.fma(left, right[vector], loop.values[row * vectors + vector]))
+    for row in range(rows):
+        for vector in range(vectors):
+            result = loop.values[row * vectors + vector]
+            address = function.address(c_rows[row], vector * shape.lanes)
+            if vector == vectors - 1:
+                function.masked_store(result, address, mask)
+            else:
+                function.store(result, address)
+    return function
+
+
+def _all(shape: Shape) -> str:
+    return "<" + ", ".join(["i1 true"] * shape.lanes) + ">"
+
+
+def product_functions(shape: Shape) -> list[Function]:
+    """``product``: ``c_ij (+)= sum_k a_ik b_kj``, with strides for ``a`` and contiguous rows of ``b`` and ``c``.
+
+    Columns of ``b`` go in panels as wide as a block, ``b_panel`` entries apart: as many as a block is wide in an
+    ordinary matrix. ``depth`` goes in steps, so that a panel of a step stays in the first cache.
+    """
+    blocks = {
+        (rows, vectors): _block(shape, rows, vectors)
+        for rows in range(1, shape.rows + 1)
+        for vectors in range(1, shape.vectors + 1)
+    }
+    names = "rows columns depth a a_row a_column b b_row b_panel c c_row accumulate step"
+    kinds = {"a": "ptr", "b": "ptr", "c": "ptr", "accumulate": "i1"}
+    function = Function("product", [(name, kinds.get(name, "i64")) for name in names.split()], internal=True)
+    rows, columns, depth, a, a_row, a_column, b, b_row, b_panel, c, c_row, accumulate, step = function.parameters
+    width = shape.lanes * shape.vectors
+    with function.loop(0, function.divide_up(depth, step), 1) as outer:
+        k = outer.index * step
+        part = function.minimum(depth - k, step)
+        adds = function.emit("i1", f"or {accumulate}, {function.compare('sgt', k, 0).text}")
+        a_k = function.address(a, a_column * k)
+        b_k = function.address(b, b_row * k)
+        with function.loop(0, function.divide_up(columns, width), 1) as panel:
+            first = panel.index * width
+            wide = function.minimum(columns - first, width)
+            vectors = function.divide_up(wide, shape.lanes)
+            tail = wide - (vectors - 1) * shape.lanes
+            right = function.address(b_k, b_panel * panel.index)
+            c_panel = function.address(c, first)
+            with function.loop(0, rows, shape.rows) as row:
+                left = function.address(a_k, a_row * row.index)
+                result = function.address(c_panel, c_row * row.index)
+                high = function.minimum(rows - row.index, shape.rows)
+                with function.case(high * shape.rows + vectors, [r * shape.rows + v for r, v in blocks]) as arms:
+                    for (r, v), _ in zip(blocks, arms, strict=True):
+                        function.call_void(
+                            f"block_{r}_{v}", left, a_row, a_column, right, b_row, result, c_row, part, adds, tail
+                        )
+    return [*blocks.values(), function]
