@@ -44,6 +44,8 @@ class ClassBlocks(NamedTuple):
     over N). It sums to minus one."""
     rows: int
     """N: the rows that take part."""
+    of_classes: bool
+    """Whether each block holds the rows of one class."""
 
     @property
     def dense(self) -> bool:
@@ -76,7 +78,7 @@ def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = N
     same = torch.empty((n, n), dtype=dtype, device="cpu")
     torch.eq(labels.view(-1, 1), labels, out=same)
     same /= same.sum(1, keepdim=True).mul_(-n)
-    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n)
+    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n, False)
 
 
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
@@ -108,7 +110,7 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
         inverse = np.empty_like(order)
         inverse[order] = np.arange(n)
         position = torch.from_numpy(inverse)
-    return ClassBlocks(rows, position, buckets, torch.from_numpy(minus_target), n)
+    return ClassBlocks(rows, position, buckets, torch.from_numpy(minus_target), n, True)
 
 
 def _make_layout(sizes: bytes, dtype: np.dtype) -> tuple[tuple[Bucket, ...], np.ndarray | None, np.ndarray]:

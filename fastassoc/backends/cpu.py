@@ -1,4 +1,4 @@
-"""The CPU backend: whole matrices for small batches, tiles for the rest."""
+"""The CPU backend: machine code of our own where it can run, else whole matrices for small batches, tiles for the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from fastassoc import validation
-from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved, block_losses, cpu_blocked, cpu_whole
+from fastassoc.backends import (
+    Gradients,
+    Inputs,
+    Losses,
+    Needs,
+    Saved,
+    block_losses,
+    cpu_blocked,
+    cpu_machine,
+    cpu_native,
+    cpu_whole,
+)
 from fastassoc.classes import ClassBlocks, class_blocks, dense_block
 
 _DENSE_PRODUCTS = 4 * 10**6
@@ -21,8 +32,10 @@ _WHOLE_SCORES = 2**20
 _REMEMBERED_ROWS = 1024
 """A sampler that balances classes often gives the same labels at every step; up to this size they are compared, and
 what was made of them for the same M is used again."""
+_NATIVE_SCORES = 2**12
+"""From so many scores on machine code is quicker than operations."""
 _MAX_SAVED = 11
-"""Tensors that any form saves for its gradients, at most."""
+"""Tensors that any other form saves for its gradients, at most."""
 
 _latest: tuple[tuple[bytes, torch.dtype, int], ClassBlocks] | None = None
 
@@ -52,8 +65,15 @@ def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: t
     return latest[1]
 
 
+def _native(dtype: torch.dtype, scores: int) -> cpu_machine.Machine | None:
+    """What runs machine code on so many scores, if that is the way."""
+    return cpu_machine.machine() if dtype == torch.float32 and scores >= _NATIVE_SCORES else None
+
+
 def _make_blocks(values: np.ndarray, dtype: torch.dtype, kept_rows: Tensor | None, columns: int) -> ClassBlocks:
     rows = len(values)
+    if _native(dtype, rows * columns) is not None:
+        return class_blocks(torch.from_numpy(values), dtype, kept_rows)
     products = rows * rows * columns
     # So few labels are counted in less time than it takes to sort them.
     dense = products <= _DENSE_PRODUCTS or (
@@ -64,6 +84,11 @@ def _make_blocks(values: np.ndarray, dtype: torch.dtype, kept_rows: Tensor | Non
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.Backend`."""
+    own = _native(inputs.dtype, inputs.labels.rows * inputs.b.shape[0])
+    if own is not None and cpu_native.takes(inputs):
+        native = cpu_native.losses(own, inputs, needs_gradient, statistics)
+        if native is not None:
+            return native
     # Without round trips, whole has nothing to notice a column of -inf by.
     if inputs.walker and inputs.labels.rows * inputs.b.shape[0] <= _WHOLE_SCORES:
         whole = cpu_whole.losses(inputs, needs_gradient, statistics)
@@ -76,7 +101,11 @@ def gradients(
     inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    # Tiles save more tensors, and their last but two is never None.
+    if len(saved) == cpu_native.SAVED and saved[-1] is not None:
+        own = cpu_machine.machine()
+        assert own is not None
+        return cpu_native.gradients(own, inputs, saved, grad_walker, grad_visit, needs)
+    # Tiles save more tensors than whole, and their last but two is never None.
     if len(saved) < _MAX_SAVED or saved[_MAX_SAVED - 3] is None:
         return cpu_whole.gradients(inputs, saved, grad_walker, grad_visit, needs)
     return block_losses.gradients(cpu_blocked, inputs, saved, grad_walker, grad_visit, needs)
@@ -84,4 +113,4 @@ def gradients(
 
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.Backend`: all in the accumulation dtype."""
-    return [dtype] * _MAX_SAVED
+    return [dtype] * cpu_native.SAVED

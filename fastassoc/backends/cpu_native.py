@@ -4,6 +4,7 @@ without shifts, ``t`` transposed, ``row`` entries for each column of the scores.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Iterator
@@ -30,27 +31,25 @@ _WORKSPACE_BYTES = 32 * 2**20
 _SCRATCH_TILES = 2
 _KEPT_BYTES = 256 * 2**20
 """Up to this size the whole of ``t`` is kept for the backward pass, beyond only what the workspace holds."""
+_ALLOCATED_BYTES = 2**19
+"""Memory of up to this size the allocator has at hand."""
 _STRIP_BYTES = 2**19
 """Of ``t`` that a thread takes at once: it stays in the second cache."""
 _SERIAL = 2**18
 """Up to so many products for the scores, ``N M D``, one thread is quicker than several."""
 _FLUSHED_COLUMNS = 2**13
 """Sums of products over more columns than these are less exact than sums of such sums."""
+_CPU = torch.device("cpu")
 
 
-class _Layout(NamedTuple):
-    """Where rows and classes lie, as the passes read it."""
+class _Classes(NamedTuple):
+    """Where rows of classes lie, as the passes read it."""
 
-    rows: int
-    """N."""
-    vectors: int
-    """N up to a multiple of the vector."""
-    row: int
-    """Entries of ``t`` from one column to the next."""
-    all_classes: np.ndarray
+    every: np.ndarray
     """First row, size and first pair of each; those of one row last."""
-    class_count: int
-    """Of several rows."""
+    number: int
+    several: int
+    """Those of several rows."""
     tasks: np.ndarray
     """See `fastassoc.kernels.cpu.forward.trips`."""
     single: int
@@ -59,90 +58,133 @@ class _Layout(NamedTuple):
     single_place: int
     """Its pair with itself."""
     pairs: int
+    every_at: int
+    tasks_at: int
 
 
-@functools.lru_cache(maxsize=4)
-def _layout(buckets: tuple[Bucket, ...], rows: int, parts: int, lanes: int, width: int) -> _Layout:
-    vectors = -(-rows // lanes) * lanes
-    # Columns a large power of two apart meet in the same places of a cache.
-    row = vectors + lanes if vectors % 256 == 0 else vectors
-    classes, tasks = [], [np.empty((0, 4), np.int64)]
-    place = class_count = singles = 0
-    single, single_place = rows, 0
-    for start, blocks, size in buckets:
-        number = np.arange(blocks)
-        of_class = np.stack([start + number * size, np.full(blocks, size), place + number * size**2], 1)
-        classes.append(of_class)
-        if size == 1:
-            single, singles, single_place = start, blocks, place
-        else:
-            class_count += blocks
-            tasks += [
-                np.column_stack(
-                    (
-                        of_class[:, 0] + first,
-                        np.full(blocks, size - first),
-                        of_class[:, 1],
-                        of_class[:, 2] + first * (size + 1),
-                    )
-                )
-                for first in range(0, size, width)
-            ]
-        place += blocks * size**2
-    all_tasks = np.concatenate(tasks)
-    left = all_tasks[:, 1]
+@functools.lru_cache(maxsize=2)
+def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) -> _Classes:
+    sizes = np.array([bucket.size for bucket in buckets]).repeat([bucket.blocks for bucket in buckets])
+    every = np.empty((len(sizes), 3), np.int64)
+    every[:, 1] = sizes
+    every[0, ::2] = 0
+    np.cumsum(sizes[:-1], out=every[1:, 0])
+    np.cumsum(sizes[:-1] ** 2, out=every[1:, 2])
+    singles = buckets[-1].blocks if buckets[-1].size == 1 else 0
+    several = len(sizes) - singles
+    single, single_place = (every[several, ::2].tolist()) if singles else (0, 0)
+    # A task for each panel.
+    panels = -(-sizes[:several] // width)
+    first = np.arange(panels.sum()) - (np.cumsum(panels) - panels).repeat(panels)
+    first *= width
+    start, size, place = every[:several].repeat(panels, axis=0).T
+    left = size - first
+    tasks = np.stack((start + first, left, size, place + first * (size + 1)), 1)
     # The costliest first, dealt out back and forth.
     dealt = np.argsort(-left * np.minimum(-(-left // lanes) * lanes, width), kind="stable")
     turn = np.arange(len(dealt)) % (2 * parts)
     part = np.minimum(turn, 2 * parts - 1 - turn)
     head = -(-(parts + 1) // 4)
-    table = np.full(4 * head + all_tasks.size, head)
+    table = np.full(4 * head + tasks.size, head)
     table[1 : parts + 1] += np.cumsum(np.bincount(part, minlength=parts))
-    table[4 * head :] = all_tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
-    all_classes = np.concatenate(classes)
-    return _Layout(rows, vectors, row, all_classes, class_count, table, single, singles, single_place, place)
+    table[4 * head :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
+    last = buckets[-1]
+    pairs = int(every[-1, 2]) + last.size**2
+    return _Classes(
+        every, len(sizes), several, table, single, singles, single_place, pairs, every.ctypes.data, table.ctypes.data
+    )
+
+
+class _Sizes(NamedTuple):
+    """Of a batch, of its tiles, and of the memory that outlives a pass, where places are counted in float32 numbers."""
+
+    rows: int
+    """N."""
+    columns: int
+    """M."""
+    depth: int
+    parts: int
+    """Shares of the work."""
+    vectors: int
+    """N up to a multiple of the vector."""
+    row: int
+    """Entries of ``t`` from one column to the next."""
+    tile: int
+    """Columns of a tile."""
+    strip: int
+    """Columns that a thread takes at once."""
+    keep: int
+    """Columns of ``t`` that may be kept."""
+    r: int
+    u: int
+    f: int
+    rho: int
+    zero: int
+    y: int
+    g: int
+    v: int
+    visit: int
+    own: int
+    """The rows of ``a`` in order."""
+    panels: int
+    """The same in panels."""
+    p_aba: int
+    """At the end, as long as there are pairs."""
+
+
+@functools.lru_cache(maxsize=8)
+def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, width: int) -> _Sizes:
+    parts = 1 if rows * columns * depth <= _SERIAL else threads
+    vectors = -(-rows // lanes) * lanes
+    # Columns a large power of two apart meet in the same places of a cache.
+    row = vectors + lanes if vectors % 256 == 0 else vectors
+    column_bytes = 4 * row
+    tile = min(max(_MIN_COLUMNS, _TILE_BYTES // column_bytes), _FLUSHED_COLUMNS)
+    count = -(-columns // tile)
+    # Even tiles, of whole blocks for every part.
+    tile = columns if count == 1 else -(-columns // (count * 6 * parts)) * 6 * parts
+    keep = columns
+    if column_bytes * columns > _KEPT_BYTES:
+        keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
+    lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
+    # Each at the begin of a vector.
+    places = np.cumsum([0, *(-(-length // lanes) * lanes for length in lengths)]).tolist()
+    return _Sizes(
+        rows, columns, depth, parts, vectors, row, tile, max(6, _STRIP_BYTES // column_bytes // 6 * 6), keep, *places
+    )
 
 
 class _Walk:
-    """A call: its sizes, its tiles, and what all passes over tiles have in common."""
+    """A call: what all its passes over tiles have in common."""
 
-    def __init__(self, own: Machine, inputs: Inputs) -> None:
-        self.own = own
-        self.inputs = inputs
-        self.b = inputs.b
-        self.columns, self.depth = inputs.b.shape
+    def __init__(self, own: Machine, inputs: Inputs, memory: Tensor | None = None) -> None:
         blocks: ClassBlocks = inputs.labels
-        self.blocks = blocks
-        self.parts = 1 if blocks.rows * self.columns * self.depth <= _SERIAL else torch.get_num_threads()
-        self.layout = _layout(blocks.buckets, blocks.rows, self.parts, own.lanes, own.width)
-        column_bytes = 4 * self.layout.row
-        width = max(_MIN_COLUMNS, _TILE_BYTES // column_bytes)
-        count = -(-self.columns // width)
-        # Even tiles, of whole blocks for every part.
-        multiple = 6 * self.parts
-        self.width = self.columns if count == 1 else -(-self.columns // (count * multiple)) * multiple
-        self.strip = max(6, _STRIP_BYTES // column_bytes // 6 * 6)
-        self.program = Program(own, self.parts)
-        self.panels = blocks.rows * self.depth
-        """Where they begin in `operand`, behind the rows of ``a``."""
-        self._readable = self.b.dtype == torch.float32 and (self.b.stride(1) == 1 or self.depth == 1)
+        b = inputs.b
+        self.inputs = inputs
+        self.b = b
+        self.sizes = _sizes(blocks.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.width)
+        self.classes = _classes(blocks.buckets, self.sizes.parts, own.lanes, own.width)
+        self.program = Program(own, self.sizes.parts)
+        self.memory = _floats(self.sizes.p_aba + self.classes.pairs) if memory is None else memory
+        self.base = self.memory.data_ptr()
+        self.kept: Tensor | None = None
+        self.kept_at = self.kept_columns = 0
+        self._readable = b.dtype == torch.float32 and (b.stride(1) == 1 or b.shape[1] == 1)
 
-    def operand_size(self) -> int:
-        """Of the rows of ``a``, and of panels of them."""
-        return self.panels + -(-self.layout.row // self.own.width) * self.own.width * self.depth
+    def at(self, place: int, offset: int = 0) -> int:
+        """An address in the memory."""
+        return self.base + 4 * (place + offset)
 
-    def keep_limit(self) -> int:
-        """How many columns of ``t`` may be kept."""
-        column_bytes = 4 * self.layout.row
-        if column_bytes * self.columns <= _KEPT_BYTES:
-            return self.columns
-        tiles = _WORKSPACE_BYTES // (column_bytes * self.width) - _SCRATCH_TILES
-        return max(0, min(self.columns, tiles * self.width))
+    def keep(self, kept: Tensor | None) -> None:
+        """What outlives its sweep of ``t``."""
+        if kept is not None:
+            self.kept = kept
+            self.kept_at, self.kept_columns = kept.data_ptr(), kept.numel() // self.sizes.row
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """First column and number of columns."""
-        for start in range(0, self.columns, self.width):
-            yield start, min(self.width, self.columns - start)
+        columns, tile = self.sizes.columns, self.sizes.tile
+        return ((start, min(tile, columns - start)) for start in range(0, columns, tile))
 
     def rows_of_b(self, start: int, count: int) -> tuple[Tensor, int]:
         """Rows as float32, and the address of the first: of rows that lie one after another, or of ``b`` itself."""
@@ -151,193 +193,172 @@ class _Walk:
         rows = self.b[start : start + count].to(torch.float32).contiguous()
         return rows, rows.data_ptr()
 
-    def steps(self, name: str, start: int, count: int, t: int, memory: _Memory, sums: int) -> None:
-        """``t`` of a tile."""
-        layout, bias = self.layout, self.inputs.bias_b
-        rows, at = self.rows_of_b(start, count)
-        y = memory.y + 4 * start
-        self.program.add(
-            name, count, layout.vectors, self.depth, at, rows.stride(0), 1, memory.own + 4 * self.panels, t, layout.row,
-            memory.r, memory.u, memory.zero if bias is None else bias.data_ptr() + 4 * start, int(bias is not None),
-            y, y + 4 * self.columns, y + 8 * self.columns, sums, self.strip,
-        )  # fmt: skip
-        self.run_if_converted()
-
     def run_if_converted(self) -> None:
         """Converted rows of ``b`` live no longer than their tile."""
         if not self._readable:
             self.program.run()
 
-    def known_steps(self, start: int, count: int, memory: _Memory, scratch: Tensor | None) -> int:
+    def steps(self, name: str, start: int, count: int, t: int, sums: int) -> None:
+        """``t`` of a tile."""
+        sizes, bias, at = self.sizes, self.inputs.bias_b, self.at
+        b, b_at = self.rows_of_b(start, count)
+        self.program.add(
+            name, count, sizes.vectors, sizes.depth, b_at, b.stride(0), 1, at(sizes.panels), t, sizes.row,
+            at(sizes.r), at(sizes.u), at(sizes.zero) if bias is None else bias.data_ptr() + 4 * start,
+            int(bias is not None), at(sizes.y, start), at(sizes.g, start), at(sizes.v, start), sums, sizes.strip,
+        )  # fmt: skip
+        self.run_if_converted()
+
+    def known_steps(self, start: int, count: int, scratch: int) -> int:
         """The address of ``t`` of a tile, which is computed again if it was not kept."""
-        if start + count <= memory.kept_columns:
-            return memory.kept_at + 4 * start * self.layout.row
-        assert scratch is not None
-        self.steps("steps_again", start, count, scratch.data_ptr(), memory, 0)
-        return scratch.data_ptr()
+        if start + count <= self.kept_columns:
+            return self.kept_at + 4 * start * self.sizes.row
+        self.steps("steps_again", start, count, scratch, 0)
+        return scratch
 
     def scratch(self) -> Tensor:
         """A tile."""
-        return borrow((self.width * self.layout.row,), torch.float32)
+        return _large(self.sizes.tile * self.sizes.row)
 
 
-class _Memory:
-    """Addresses in the tensors that outlive a pass."""
-
-    def __init__(self, walk: _Walk, vectors: Tensor, factors: Tensor, operand: Tensor, kept: Tensor | None) -> None:
-        row, columns = walk.layout.row, walk.columns
-        self.r = vectors.data_ptr()
-        self.u, self.f, self.rho, self.zero = (self.r + 4 * row * number for number in range(1, 5))
-        self.y = factors.data_ptr()
-        self.g, self.v = self.y + 4 * columns, self.y + 8 * columns
-        self.own = operand.data_ptr()
-        self.kept_at = 0 if kept is None else kept.data_ptr()
-        self.kept_columns = 0 if kept is None else kept.numel() // row
+def takes(inputs: Inputs) -> bool:
+    """Whether the batch is one for this form, its numbers apart."""
+    # What is behind the address of a subclass is its own business.
+    plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in (inputs.a, inputs.b, inputs.labels.minus_target))
+    return plain and inputs.walker and inputs.eps >= SMALLEST_EPS and inputs.labels.of_classes
 
 
 def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
     """See `fastassoc.backends.Backend`. None where the merged form does not hold."""
     walk = _Walk(own, inputs)
-    layout, blocks, program, columns = walk.layout, walk.blocks, walk.program, walk.columns
-    row, rows, pairs, parts = layout.row, layout.rows, layout.pairs, walk.parts
-    a = inputs.a.to(torch.float32)
-    new = torch.empty
-    vectors, factors, operand = new(4 * row + 1), new(3 * columns), new(walk.operand_size())
-    p_aba, walker, visit = new(pairs), new(()), new(())
-    visit_probability = new(columns) if inputs.visit else None
-    sums = new(parts * row + 2 * parts + 3, dtype=torch.float64)
-    found = sums[parts * row + 2 * parts :].numpy().view(np.float32)
-    kept_columns = walk.keep_limit() if needs_gradient else 0
-    kept = borrow((kept_columns * row,), torch.float32) if kept_columns else None
-    scratch = walk.scratch() if kept_columns < columns else None
-    memory = _Memory(walk, vectors, factors, operand, kept)
-    sums_at, parts_at = sums.data_ptr(), sums.data_ptr() + 8 * parts * row
-    vectors[-1] = 0.0
-    total = torch.zeros_like(p_aba) if columns > _FLUSHED_COLUMNS else None
+    sizes, classes, program, at = walk.sizes, walk.classes, walk.program, walk.at
+    rows, columns, row, parts, pairs = sizes.rows, sizes.columns, sizes.row, sizes.parts, classes.pairs
+    blocks: ClassBlocks = inputs.labels
+    a = inputs.a if inputs.a.dtype == torch.float32 else inputs.a.to(torch.float32)
+    if needs_gradient and sizes.keep:
+        walk.keep(_large(sizes.keep * row))
+    scratch = walk.scratch() if walk.kept_columns < columns else None
+    scratch_at = 0 if scratch is None else scratch.data_ptr()
+    sums = torch.empty(parts * row, dtype=torch.float64, device=_CPU)
+    sums_at, trips_at, p_at, f, u = sums.data_ptr(), at(sizes.p_aba), at(sizes.p_aba), at(sizes.f), at(sizes.u)
+    found, shares = (ctypes.c_float * 6)(), (ctypes.c_double * (2 * parts))()
+    collected = None
+    if columns > _FLUSHED_COLUMNS:
+        collected = torch.zeros(pairs, dtype=torch.float32, device=_CPU)
+        trips_at = collected.data_ptr()
     order, bias = blocks.order, inputs.bias_a
     program.add(
-        "prepare", rows, walk.depth, a.data_ptr(), a.stride(0), a.stride(1),
-        vectors.data_ptr() if order is None else order.data_ptr(), int(order is not None),
-        memory.zero if bias is None else bias.data_ptr(), int(bias is not None), double(inputs.scale),
-        memory.own, memory.own + 4 * walk.panels, row, memory.r, memory.u, sums_at, parts * row, p_aba.data_ptr(), pairs,
+        "prepare", rows, sizes.depth, a.data_ptr(), a.stride(0), a.stride(1),
+        walk.base if order is None else order.data_ptr(), int(order is not None),
+        at(sizes.zero) if bias is None else bias.data_ptr(), int(bias is not None), double(inputs.scale),
+        at(sizes.own), at(sizes.panels), row, at(sizes.r), u, at(sizes.zero), sums_at, parts * row, p_at, pairs,
     )  # fmt: skip
     added = 0
     for start, count in walk.tiles():
-        if start + count <= kept_columns:
-            t = memory.kept_at + 4 * start * row
-        else:
-            assert scratch is not None
-            t = scratch.data_ptr()
-        walk.steps("steps", start, count, t, memory, sums_at)
+        end = start + count
+        t = walk.kept_at + 4 * start * row if end <= walk.kept_columns else scratch_at
+        walk.steps("steps", start, count, t, sums_at)
         program.add(
-            "trips", count, t, row, p_aba.data_ptr(), layout.tasks.ctypes.data, layout.single, layout.singles,
-            p_aba.data_ptr() + 4 * layout.single_place,
+            "trips", count, t, row, trips_at, classes.tasks_at, classes.single, classes.singles,
+            trips_at + 4 * classes.single_place,
         )  # fmt: skip
         added += count
-        if total is not None and (added >= _FLUSHED_COLUMNS or start + count == columns):
-            program.add("flush", p_aba.data_ptr(), total.data_ptr(), pairs)
+        if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
+            program.add("flush", trips_at, p_at, pairs)
             added = 0
-        if start == 0 or start + count == columns:
-            program.add("row_factors", rows, row, sums_at, memory.f)
-            program.add("limits", memory.f, rows, memory.y, start + count, found.ctypes.data)
+        if start == 0 or end == columns:
+            program.add("row_factors", rows, row, sums_at, f)
+            program.add("limits", f, rows, at(sizes.y), end, ctypes.addressof(found))
+        if start == 0 and end < columns:
             program.run()
-            # After the first tile already: most batches that this form is not for end here.
-            if not _holds(inputs.eps, found, all_columns=start + count == columns):
+            # Most batches that this form is not for end here.
+            if not _holds(inputs.eps, found, all_columns=False):
                 return None
-    if total is not None:
-        p_aba = total
-    program.add("probabilities", layout.all_classes.ctypes.data, len(layout.all_classes), p_aba.data_ptr(), memory.f, memory.u)
-    if visit_probability is not None:
+    program.add("probabilities", classes.every_at, classes.number, p_at, f, u)
+    eps = double(inputs.eps)
+    if inputs.visit:
         program.add("clear", sums_at, parts * row)
+        weight, factor = double(1.0 / rows), double(-1.0 / (rows * columns))
         for start, count in walk.tiles():
-            t = walk.known_steps(start, count, memory, scratch)
+            t = walk.known_steps(start, count, scratch_at)
             program.add(
-                "visits", count, layout.vectors, t, row, memory.f, memory.g + 4 * start,
-                visit_probability.data_ptr() + 4 * start, sums_at,
-                double(1.0 / rows), double(inputs.eps), double(-1.0 / (rows * columns)),
+                "visits", count, sizes.vectors, t, row, f, at(sizes.g, start), at(sizes.visit, start), sums_at,
+                weight, eps, factor,
             )  # fmt: skip
-        program.add("row_sums", row, sums_at, memory.f, memory.rho)
+        program.add("row_sums", row, sums_at, f, at(sizes.rho))
     program.add(
-        "logarithms", p_aba.data_ptr(), blocks.minus_target.data_ptr(), pairs,
-        memory.y if visit_probability is None else visit_probability.data_ptr(), columns, double(inputs.eps), parts_at,
+        "logarithms", p_at, blocks.minus_target.data_ptr(), pairs, at(sizes.visit), columns if inputs.visit else 0, eps,
+        ctypes.addressof(shares),
     )  # fmt: skip
     program.run()
-    shares = sums[parts * row : parts * row + 2 * parts].numpy()
-    walker.fill_(math.log1p(rows * inputs.eps) + float(shares[::2].sum()))
-    visit.fill_(math.log1p(columns * inputs.eps) - float(shares[1::2].sum()) / columns)
-    p_correct = accuracy_estimate = None
+    if not _holds(inputs.eps, found, all_columns=True):
+        return None
+    walker = _scalar(math.log1p(rows * inputs.eps) + sum(shares[::2]))
+    visit = visit_probability = p_correct = accuracy_estimate = None
+    if inputs.visit:
+        visit = _scalar(math.log1p(columns * inputs.eps) - sum(shares[1::2]) / columns)
     if statistics:
-        p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
-    saved: Saved = ()
-    if needs_gradient:
-        saved = (p_aba, visit_probability, vectors, factors, kept, *(None,) * (SAVED - 6), operand)
-    return Losses(
-        walker,
-        None if visit_probability is None else visit,
-        p_correct,
-        accuracy_estimate,
-        visit_probability if statistics else None,
-        saved,
-    )
+        p_correct, accuracy_estimate = walk_statistics(walk.memory[sizes.p_aba :], blocks)
+        if inputs.visit:
+            visit_probability = walk.memory[sizes.visit : sizes.visit + columns].clone()
+    saved: Saved = (walk.kept, *(None,) * (SAVED - 2), walk.memory) if needs_gradient else ()
+    return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability, saved)
 
 
 def gradients(
     own: Machine, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    walk = _Walk(own, inputs)
-    layout, blocks, program, columns = walk.layout, walk.blocks, walk.program, walk.columns
-    row, rows, depth = layout.row, layout.rows, walk.depth
-    p_aba, visit_probability, vectors, factors, kept, *_, operand = saved
-    assert p_aba is not None
-    assert vectors is not None
-    assert factors is not None
-    assert operand is not None
-    memory = _Memory(walk, vectors, factors, operand, kept)
-    new = torch.empty
-    kernels, h, rho, trips = new(layout.pairs), new(columns), new(row), new(row, dtype=torch.float64)
-    da = new(rows, depth) if needs[0] else None
+    walk = _Walk(own, inputs, saved[-1])
+    walk.keep(saved[0])
+    sizes, classes, program, at = walk.sizes, walk.classes, walk.program, walk.at
+    rows, columns, depth, row = sizes.rows, sizes.columns, sizes.depth, sizes.row
+    blocks: ClassBlocks = inputs.labels
+    # Sums in float64, then rho, h and K.
+    places = np.cumsum((0, 2 * row, row, -(-columns // 16) * 16)).tolist()
+    own_memory = _floats(places[3] + classes.pairs)
+    trips_at, rho, h, kernels = (own_memory.data_ptr() + 4 * place for place in places)
+    da = torch.empty((rows, depth), dtype=torch.float32, device=_CPU) if needs[0] else None
     db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if needs[1] else None
-    dbias_a = torch.zeros(rows) if needs[2] else None
-    dbias_b = new(columns) if needs[3] else None
+    dbias_a = torch.zeros(rows, dtype=torch.float32, device=_CPU) if needs[2] else None
+    dbias_b = _floats(columns) if needs[3] else None
     upstream_walker = 0.0 if grad_walker is None else grad_walker.item()
     upstream_visit = 0.0 if grad_visit is None else grad_visit.item()
-    eps = double(inputs.eps)
+    f, u, eps = at(sizes.f), at(sizes.u), double(inputs.eps)
     program.add(
-        "kernels", layout.all_classes.ctypes.data, len(layout.all_classes), p_aba.data_ptr(),
-        blocks.minus_target.data_ptr(), memory.f, memory.u, kernels.data_ptr(), trips.data_ptr(), eps,
-        double(upstream_walker),
+        "kernels", classes.every_at, classes.number, at(sizes.p_aba), blocks.minus_target.data_ptr(), f, u, kernels,
+        trips_at, eps, double(upstream_walker),
     )  # fmt: skip
-    visits = grad_visit is not None and visit_probability is not None
+    # Without a visit term its factors are 0, and any finite numbers do.
     program.add(
-        "terms", rows, row, trips.data_ptr(), memory.rho if visits else memory.f, memory.f, double(upstream_visit),
-        rho.data_ptr(), columns, visit_probability.data_ptr() if visit_probability is not None else memory.y,
-        memory.g, eps, double(-upstream_visit / (rows * columns)), h.data_ptr(),
+        "terms", rows, row, trips_at, at(sizes.rho) if inputs.visit else f, f, double(upstream_visit), rho,
+        columns, at(sizes.visit) if inputs.visit else at(sizes.y), at(sizes.g), eps,
+        double(-upstream_visit / (rows * columns)), h,
     )  # fmt: skip
-    scratch = walk.scratch() if memory.kept_columns < columns else None
+    scratch = walk.scratch() if walk.kept_columns < columns else None
     ds = walk.scratch()
-    converts = db is not None and db.dtype != torch.float32
+    ds_at, da_at = ds.data_ptr(), 0 if da is None else da.data_ptr()
+    own_db = db
+    if db is not None and db.dtype != torch.float32:
+        own_db = _floats(sizes.tile * depth)
     for start, count in walk.tiles():
-        t = walk.known_steps(start, count, memory, scratch)
-        tile_db = None if db is None else new(count, depth) if converts else db[start:] if start else db
+        t = walk.known_steps(start, count, 0 if scratch is None else scratch.data_ptr())
+        db_at = 0 if own_db is None else own_db.data_ptr() + (4 * start * depth if own_db is db else 0)
         program.add(
-            "brackets", count, layout.vectors, rows, depth, t, ds.data_ptr(), row,
-            layout.all_classes.ctypes.data, layout.class_count, kernels.data_ptr(),
-            layout.single, layout.singles, kernels.data_ptr() + 4 * layout.single_place,
-            memory.f, rho.data_ptr(), memory.u, memory.g + 4 * start, h.data_ptr() + 4 * start, memory.v + 4 * start,
-            memory.own, 0 if tile_db is None else tile_db.data_ptr(), int(tile_db is not None), walk.strip,
+            "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
+            classes.every_at, classes.several, kernels, classes.single, classes.singles,
+            kernels + 4 * classes.single_place, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
+            at(sizes.own), db_at, int(db is not None), sizes.strip,
         )  # fmt: skip
         if da is not None:
-            b, at = walk.rows_of_b(start, count)
-            program.add(
-                "row_gradients", count, rows, depth, ds.data_ptr(), row, at, b.stride(0), da.data_ptr(), int(start > 0)
-            )
+            b, b_at = walk.rows_of_b(start, count)
+            program.add("row_gradients", count, rows, depth, ds_at, row, b_at, b.stride(0), da_at, int(start > 0))
             walk.run_if_converted()
-        if converts or dbias_a is not None or dbias_b is not None:
+        if own_db is not db and own_db is not None and db is not None:
             program.run()
-        if converts and db is not None and tile_db is not None:
-            db[start : start + count] = tile_db
+            db[start : start + count] = own_db[: count * depth].view(count, depth)
         if dbias_a is not None or dbias_b is not None:
+            program.run()
             tile_ds = ds[: count * row].view(count, row)[:, :rows]
             if dbias_a is not None:
                 dbias_a += tile_ds.sum(0)
@@ -355,18 +376,35 @@ def gradients(
     )
 
 
-def _holds(eps: float, found: np.ndarray, all_columns: bool) -> bool:
+def _holds(eps: float, found: ctypes.Array[ctypes.c_float], all_columns: bool) -> bool:
     """Whether all is finite, and what underflows stays below ``eps`` times the roundoff of a probability.
 
     As in `fastassoc.backends.cpu_blocked`, for u of 1. With more columns f can only fall.
     """
-    limits = torch.finfo(torch.float32)
-    limit = eps * limits.eps / math.exp(-86)
-    f_low, f_high, f_sum, y_low, y_high, y_sum = found.tolist()
+    limit = eps * _UNDERFLOW
+    f_low, f_high, f_sum, y_low, y_high, y_sum = found
     return (
         math.isfinite(f_sum + y_sum)
         and f_high <= limit * min(1.0, y_low)
         and y_high * max(1.0, y_high) <= limit
         and f_high <= limit
-        and (f_low * limits.max >= 1.0 or not all_columns)
+        and (f_low * _LARGEST >= 1.0 or not all_columns)
     )
+
+
+_LARGEST = torch.finfo(torch.float32).max
+_UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(-86.0)
+"""The roundoff over the lowest exponential; see `fastassoc.kernels.cpu.passes`."""
+
+
+def _floats(length: int) -> Tensor:
+    return torch.empty(length, dtype=torch.float32, device=_CPU)
+
+
+def _large(length: int) -> Tensor:
+    """Memory that is used again, unless the allocator has as much at hand."""
+    return _floats(length) if 4 * length <= _ALLOCATED_BYTES else borrow((length,), torch.float32)
+
+
+def _scalar(x: float) -> Tensor:
+    return torch.scalar_tensor(x, dtype=torch.float32, device=_CPU)

@@ -39,34 +39,41 @@ def prepare(shape: Shape) -> Function:
     task = Pass(
         "prepare",
         "rows depth a_at a_row a_column order_at ordered bias_at biased scale_number own_at panels_at row r_at u_at "
-        "sums_at sums s_at pairs",
+        "zero_at sums_at sums s_at pairs",
     )
     function = task.function
     rows, depth, a, a_row, a_column, order, ordered, bias, biased, scale, own, panels, *rest = task.arguments()
-    row, r, u, sums, sum_count, s, pairs = rest
+    row, r, u, zero_at, sums, sum_count, s, pairs = rest
     width = shape.lanes * shape.vectors
     is_ordered = function.compare("ne", ordered, 0)
 
     def body(part: Value) -> None:
-        first, last = task.span(part, row, 1)
-        with function.loop(first, last, 1) as loop:
+        # The bias where there is none.
+        function.store(function.constant("float", 0.0), zero_at)
+        first, last = task.span(part, row, shape.lanes)
+        with function.loop(first, function.minimum(last, rows), 1) as loop:
             i = loop.index
-            panel = function.divide(i, width)
-            place = panel * depth * width + (i - panel * width)
-            inside = function.compare("slt", i, rows)
-            with function.when(inside):
-                source = function.select(is_ordered, function.load("i64", order, i * ordered, 8), i)
-                with function.loop(0, depth, 1) as inner:
-                    x = function.load("float", a, source * a_row + inner.index * a_column) * scale
-                    function.store(x, own, i * depth + inner.index)
-                    function.store(x, panels, place + inner.index * width)
-                function.store(function.load("float", bias, source * biased) * -1.0, r, i)
-                function.store(function.constant("float", 1.0), u, i)
-            with function.when(function.compare("sge", i, rows)):
-                with function.loop(0, depth, 1) as inner:
-                    function.store(function.constant("float", 0.0), panels, place + inner.index * width)
-                function.store(function.constant("float", PAD), r, i)
-                function.store(function.constant("float", 0.0), u, i)
+            source = function.select(is_ordered, function.load("i64", order, i * ordered, 8), i)
+            function.store(function.load("float", bias, source * biased) * -1.0, r, i)
+            function.store(function.constant("float", 1.0), u, i)
+            with function.loop(0, depth, 1) as inner:
+                x = function.load("float", a, source * a_row + inner.index * a_column) * scale
+                function.store(x, own, i * depth + inner.index)
+        with function.loop(function.maximum(first, rows), last, 1) as loop:
+            function.store(function.constant("float", PAD), r, loop.index)
+            function.store(function.constant("float", 0.0), u, loop.index)
+        # A vector's worth of a panel at a time, whose rows stay in the first cache.
+        with function.loop(first, last, shape.lanes) as loop:
+            panel = function.divide(loop.index, width)
+            place = panel * depth * width + (loop.index - panel * width)
+            inside = function.minimum(rows - loop.index, shape.lanes)
+            with function.loop(0, depth, 1) as column:
+                with function.loop(0, inside, 1) as row_of_vector:
+                    x = function.load("float", own, (loop.index + row_of_vector.index) * depth + column.index)
+                    function.store(x, panels, place + column.index * width + row_of_vector.index)
+                with function.loop(function.maximum(inside, 0), shape.lanes, 1) as row_of_vector:
+                    zero = function.constant("float", 0.0)
+                    function.store(zero, panels, place + column.index * width + row_of_vector.index)
         for x, count, kind in ((sums, sum_count, "double"), (s, pairs, "float")):
             first, last = task.span(part, count)
             with function.loop(first, last, 1) as loop:
@@ -117,7 +124,10 @@ def steps(shape: Shape, known: bool) -> Function:
                 factor = function.binary("div", one, function.call("float", "llvm.sqrt.f32", total))
                 function.store(factor, y, j + n)
                 function.store(function.binary("div", one, factor), g, j + n)
-                function.store(function.binary("div", one, total * factor), v, j + n)
+                # In double: the columns of p_ba have to sum to one as exactly as they can.
+                share = function.convert("fpext", total, "double") * function.convert("fpext", factor, "double")
+                share = function.binary("div", function.constant("double", 1.0), share)
+                function.store(function.convert("fptrunc", share, "float"), v, j + n)
                 factors.append(function.splat(shape.vector, factor))
             with function.loop(0, rows, shape.lanes) as loop:
                 for line, factor in zip(lines, factors, strict=True):

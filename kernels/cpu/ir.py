@@ -107,6 +107,11 @@ class Function:
         y = y if isinstance(y, Value) else self.constant(x.type, y)
         return self.select(self.compare("slt", x, y), x, y)
 
+    def maximum(self, x: Value, y: Value | Number) -> Value:
+        """Of two integers."""
+        y = y if isinstance(y, Value) else self.constant(x.type, y)
+        return self.select(self.compare("sgt", x, y), x, y)
+
     def divide(self, x: Value, y: int) -> Value:
         """``floor(x / y)`` of a size."""
         return self.emit(x.type, f"udiv {x}, {y}")

@@ -53,25 +53,15 @@ def _block(shape: Shape, rows: int, vectors: int) -> Function:
     function = Function(f"block_{rows}_{vectors}", parameters, internal=True)
     a, a_row, a_column, b, b_row, c, c_row, depth, accumulate, tail = function.parameters
     mask = first_lanes(function, shape, tail)
-    entry_mask = function.select(accumulate, mask, Value(function, shape.mask, "zeroinitializer"))
-    full = function.select(accumulate, Value(function, shape.mask, _all(shape)), Value(function, shape.mask, "zeroinitializer"))
     a_rows = [function.address(a, a_row * row) for row in range(rows)]
     c_rows = [function.address(c, c_row * row) for row in range(rows)]
-    start = [
-        function.masked_load(
-            shape.vector,
-            function.address(c_rows[row], vector * shape.lanes),
-            entry_mask if vector == vectors - 1 else full,
-        )
-        for row in range(rows)
-        for vector in range(vectors)
-    ]
+    zero = function.constant(shape.vector, 0.0)
     if rows == shape.rows:
         # The block below, which comes next.
         for row in range(rows):
             for vector in range(vectors):
                 function.prefetch(function.address(c, c_row * (rows + row) + vector * shape.lanes), write=True)
-    with function.loop(0, depth, 1, start) as loop:
+    with function.loop(0, depth, 1, [zero] * rows * vectors) as loop:
         line = function.address(b, b_row * loop.index)
         right = [function.load(shape.vector, line, vector * shape.lanes) for vector in range(vectors - 1)]
         right.append(
@@ -82,19 +72,16 @@ def _block(shape: Shape, rows: int, vectors: int) -> Function:
             left = function.splat(shape.vector, function.load("float", a_rows[row], offset))
             for vector in range(vectors):
                 loop.next.append(function.fma(left, right[vector], loop.values[row * vectors + vector]))
-    for row in range(rows):
-        for vector in range(vectors):
-            result = loop.values[row * vectors + vector]
+    # Added to what is there at the end: sums of sums are more exact.
+    none, every = (Value(function, shape.mask, f"<{', '.join([f'i1 {bit}'] * shape.lanes)}>") for bit in (0, 1))
+    for vector in range(vectors):
+        of_vector = mask if vector == vectors - 1 else every
+        there = function.select(accumulate, of_vector, none)
+        for row in range(rows):
             address = function.address(c_rows[row], vector * shape.lanes)
-            if vector == vectors - 1:
-                function.masked_store(result, address, mask)
-            else:
-                function.store(result, address)
+            result = loop.values[row * vectors + vector] + function.masked_load(shape.vector, address, there)
+            function.masked_store(result, address, of_vector)
     return function
-
-
-def _all(shape: Shape) -> str:
-    return "<" + ", ".join(["i1 true"] * shape.lanes) + ">"
 
 
 def product_functions(shape: Shape) -> list[Function]:
