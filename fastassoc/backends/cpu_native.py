@@ -39,6 +39,8 @@ _SERIAL = 2**18
 """Up to so many products for the scores, ``N M D``, one thread is quicker than several."""
 _FLUSHED_COLUMNS = 2**13
 """Sums of products over more columns than these are less exact than sums of such sums."""
+_PACKED = 2**16
+"""Numbers that a thread packs at once: a quarter of its second cache."""
 _CPU = torch.device("cpu")
 
 
@@ -241,6 +243,7 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
     scratch_at = 0 if scratch is None else scratch.data_ptr()
     sums = torch.empty(parts * row, dtype=torch.float64, device=_CPU)
     sums_at, trips_at, p_at, f, u = sums.data_ptr(), at(sizes.p_aba), at(sizes.p_aba), at(sizes.f), at(sizes.u)
+    packed = _large(parts * _PACKED)
     found, shares = (ctypes.c_float * 6)(), (ctypes.c_double * (2 * parts))()
     collected = None
     if columns > _FLUSHED_COLUMNS:
@@ -260,7 +263,7 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
         walk.steps("steps", start, count, t, sums_at)
         program.add(
             "trips", count, t, row, trips_at, classes.tasks_at, classes.single, classes.singles,
-            trips_at + 4 * classes.single_place,
+            trips_at + 4 * classes.single_place, packed.data_ptr(), _PACKED,
         )  # fmt: skip
         added += count
         if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
@@ -336,7 +339,7 @@ def gradients(
         double(-upstream_visit / (rows * columns)), h,
     )  # fmt: skip
     scratch = walk.scratch() if walk.kept_columns < columns else None
-    ds = walk.scratch()
+    ds, packed = walk.scratch(), _large(sizes.parts * _PACKED)
     ds_at, da_at = ds.data_ptr(), 0 if da is None else da.data_ptr()
     own_db = db
     if db is not None and db.dtype != torch.float32:
@@ -352,7 +355,7 @@ def gradients(
         )  # fmt: skip
         if da is not None:
             b, b_at = walk.rows_of_b(start, count)
-            program.add("row_gradients", count, rows, depth, ds_at, row, b_at, b.stride(0), da_at, int(start > 0))
+            program.add("row_gradients", count, rows, depth, ds_at, row, b_at, b.stride(0), da_at, int(start > 0), packed.data_ptr(), _PACKED)
             walk.run_if_converted()
         if own_db is not db and own_db is not None and db is not None:
             program.run()

@@ -12,6 +12,10 @@ from fastassoc.kernels.cpu.passes import Pass, for_groups, lanes_left
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 
 
+PACKED_ROWS = 96
+"""Of the transpose of ``ds``, that are taken at once: a multiple of a block's and of a vector's."""
+
+
 def kernels(shape: Shape) -> Function:
     """``K``, and ``sum_k G_ik p_aba_ik`` for every row."""
     task = Pass("kernels", "classes_at class_count p_at target_at f_at u_at k_at trips_at eps_number upstream_number")
@@ -148,24 +152,33 @@ def brackets(shape: Shape) -> Function:
 
 def row_gradients(shape: Shape) -> Function:
     """``da_i = sum_j ds_ji b_j``, added to what is there if ``adds``."""
-    task = Pass("row_gradients", "columns labelled depth ds_at row b_at b_row da_at adds")
+    task = Pass("row_gradients", "columns labelled depth ds_at row b_at b_row da_at adds scratch_at scratch_row")
     function = task.function
-    columns, labelled, depth, ds, row, b, b_row, da, adds = task.arguments()
-    one, step = function.constant("i64", 1), function.constant("i64", DEPTH_STEP)
+    columns, labelled, depth, ds, row, b, b_row, da, adds, scratch, scratch_row = task.arguments()
+    one, step, high = (function.constant("i64", x) for x in (1, DEPTH_STEP, PACKED_ROWS))
     width = function.constant("i64", shape.lanes * shape.vectors)
     adds = function.convert("trunc", adds, "i1")
 
     def body(part: Value) -> None:
+        packed = function.address(scratch, scratch_row * part)
         first, last = task.span(part, labelled, shape.rows)
-        with function.when(function.compare("slt", first, last)):
-            function.call_void(
-                "product",
-                last - first, depth, columns,
-                function.address(ds, first), one, row,
-                b, b_row, width,
-                function.address(da, depth * first), depth,
-                adds, step,
-            )  # fmt: skip
+        with function.loop(0, columns, DEPTH_STEP) as chunk:
+            j = chunk.index
+            terms = function.minimum(columns - j, step)
+            # The first terms are added to nothing, unless told so.
+            more = function.emit("i1", f"or {adds}, {function.compare('sgt', j, 0).text}")
+            with function.loop(first, last, PACKED_ROWS) as group:
+                i = group.index
+                count = function.minimum(last - i, high)
+                function.call_void("pack", terms, count, function.address(ds, row * j + i), row, packed, high)
+                function.call_void(
+                    "product",
+                    count, depth, terms,
+                    packed, one, high,
+                    function.address(b, b_row * j), b_row, width,
+                    function.address(da, depth * i), depth,
+                    more, step,
+                )  # fmt: skip
 
     return task.for_parts(body)
 

@@ -64,7 +64,7 @@ def prepare(shape: Shape) -> Function:
             function.store(function.constant("float", 0.0), u, loop.index)
         # A vector's worth of a panel at a time, whose rows stay in the first cache.
         with function.loop(first, last, shape.lanes) as loop:
-            panel = function.divide(loop.index, width)
+            panel = function.quotient(loop.index, width)
             place = panel * depth * width + (loop.index - panel * width)
             inside = function.minimum(rows - loop.index, shape.lanes)
             with function.loop(0, depth, 1) as column:
@@ -162,25 +162,32 @@ def trips(shape: Shape) -> Function:
     for each task the first row, the rows from there to the end of the class, the class's size and the place in ``S`` of
     the row's own entry. A task is a panel of k. ``singles`` rows from ``single`` on are alone in their classes.
     """
-    task = Pass("trips", "columns t_at row s_at tasks_at single singles single_s_at")
+    task = Pass("trips", "columns t_at row s_at tasks_at single singles single_s_at scratch_at scratch_row")
     function = task.function
-    columns, t, row, s, tasks, single, singles, single_s = task.arguments()
-    one, step = function.constant("i64", 1), function.constant("i64", DEPTH_STEP)
+    columns, t, row, s, tasks, single, singles, single_s, scratch, scratch_row = task.arguments()
+    one = function.constant("i64", 1)
     width = function.constant("i64", shape.lanes * shape.vectors)
 
     def body(part: Value) -> None:
+        packed = function.address(scratch, scratch_row * part)
         first, last = (function.load("i64", tasks, part + n, 8) for n in range(2))
         with function.loop(first, last, 1) as loop:
             start, left, size, place = (function.load("i64", tasks, loop.index * 4 + n, 8) for n in range(4))
-            x = function.address(t, start)
-            function.call_void(
-                "product",
-                left, function.minimum(left, width), columns,
-                x, one, row,
-                x, row, width,
-                function.address(s, place), size,
-                function.constant("i1", 1), step,
-            )  # fmt: skip
+            packed_row = function.divide_up(left, shape.lanes) * shape.lanes
+            step = function.minimum(function.quotient(scratch_row, packed_row), DEPTH_STEP)
+            with function.loop(0, function.divide_up(columns, step), 1) as chunk:
+                j = step * chunk.index
+                depth = function.minimum(columns - j, step)
+                x = function.address(t, row * j + start)
+                function.call_void("pack", depth, left, x, row, packed, packed_row)
+                function.call_void(
+                    "product",
+                    left, function.minimum(left, width), depth,
+                    packed, one, packed_row,
+                    packed, packed_row, width,
+                    function.address(s, place), size,
+                    function.constant("i1", 1), step,
+                )  # fmt: skip
         first, last = task.span(part, singles, shape.lanes)
         with function.loop(first, last, shape.lanes) as loop:
             mask = lanes_left(function, shape, singles - loop.index)

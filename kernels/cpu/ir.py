@@ -112,9 +112,9 @@ class Function:
         y = y if isinstance(y, Value) else self.constant(x.type, y)
         return self.select(self.compare("sgt", x, y), x, y)
 
-    def divide(self, x: Value, y: int) -> Value:
-        """``floor(x / y)`` of a size."""
-        return self.emit(x.type, f"udiv {x}, {y}")
+    def quotient(self, x: Value, y: Value | int) -> Value:
+        """``floor(x / y)`` of two sizes."""
+        return self.emit(x.type, f"udiv {x}, {y.text if isinstance(y, Value) else y}")
 
     def divide_up(self, x: Value, y: Value | int) -> Value:
         """``ceil(x / y)`` of two sizes."""

@@ -84,6 +84,20 @@ def _block(shape: Shape, rows: int, vectors: int) -> Function:
     return function
 
 
+def pack(shape: Shape) -> Function:
+    """``pack``: rows copied to where they lie closer, ``out_row`` a multiple of the vector, the rest of a vector 0."""
+    names = "rows columns x x_row out out_row"
+    function = Function("pack", [(name, "ptr" if name in ("x", "out") else "i64") for name in names.split()], internal=True)
+    rows, columns, x, x_row, out, out_row = function.parameters
+    with function.loop(0, rows, 1) as row:
+        source, target = function.address(x, x_row * row.index), function.address(out, out_row * row.index)
+        with function.loop(0, columns, shape.lanes) as column:
+            mask = first_lanes(function, shape, function.minimum(columns - column.index, shape.lanes))
+            entries = function.masked_load(shape.vector, function.address(source, column.index), mask)
+            function.store(entries, target, column.index)
+    return function
+
+
 def product_functions(shape: Shape) -> list[Function]:
     """``product``: ``c_ij (+)= sum_k a_ik b_kj``, with strides for ``a`` and contiguous rows of ``b`` and ``c``.
 
@@ -122,4 +136,4 @@ def product_functions(shape: Shape) -> list[Function]:
                         function.call_void(
                             f"block_{r}_{v}", left, a_row, a_column, right, b_row, result, c_row, part, adds, tail
                         )
-    return [*blocks.values(), function]
+    return [*blocks.values(), function, pack(shape)]
