@@ -48,7 +48,7 @@ class _Classes(NamedTuple):
     """Where rows of classes lie, as the passes read it."""
 
     every: np.ndarray
-    """First row, size and first pair of each; those of one row last."""
+    """See `fastassoc.kernels.cpu.forward.for_pairs`; those of one row last."""
     number: int
     several: int
     """Those of several rows."""
@@ -59,7 +59,10 @@ class _Classes(NamedTuple):
     singles: int
     single_place: int
     """Its pair with itself."""
+    single_kernel: int
     pairs: int
+    kernels: int
+    """Entries of all kernels."""
     every_at: int
     tasks_at: int
 
@@ -67,19 +70,22 @@ class _Classes(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) -> _Classes:
     sizes = np.array([bucket.size for bucket in buckets]).repeat([bucket.blocks for bucket in buckets])
-    every = np.empty((len(sizes), 3), np.int64)
+    every = np.zeros((len(sizes), 5), np.int64)
     every[:, 1] = sizes
-    every[0, ::2] = 0
     np.cumsum(sizes[:-1], out=every[1:, 0])
     np.cumsum(sizes[:-1] ** 2, out=every[1:, 2])
+    # Kernels' rows begin at vectors, unless they are of one entry.
+    kernel_rows = np.where(sizes > 1, -(-sizes // lanes) * lanes, 1)
+    every[:, 4] = kernel_rows
+    np.cumsum(sizes[:-1] * kernel_rows[:-1], out=every[1:, 3])
     singles = buckets[-1].blocks if buckets[-1].size == 1 else 0
     several = len(sizes) - singles
-    single, single_place = (every[several, ::2].tolist()) if singles else (0, 0)
+    single, _, single_place, single_kernel, _ = every[several].tolist() if singles else (0,) * 5
     # A task for each panel.
     panels = -(-sizes[:several] // width)
     first = np.arange(panels.sum()) - (np.cumsum(panels) - panels).repeat(panels)
     first *= width
-    start, size, place = every[:several].repeat(panels, axis=0).T
+    start, size, place = every[:several, :3].repeat(panels, axis=0).T
     left = size - first
     tasks = np.stack((start + first, left, size, place + first * (size + 1)), 1)
     # The costliest first, dealt out back and forth.
@@ -91,10 +97,11 @@ def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) ->
     table[1 : parts + 1] += np.cumsum(np.bincount(part, minlength=parts))
     table[4 * head :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
     last = buckets[-1]
-    pairs = int(every[-1, 2]) + last.size**2
+    pairs, kernels = (int(every[-1, n]) + last.size * length for n, length in ((2, last.size), (3, kernel_rows[-1])))
     return _Classes(
-        every, len(sizes), several, table, single, singles, single_place, pairs, every.ctypes.data, table.ctypes.data
-    )
+        every, len(sizes), several, table, single, singles, single_place, single_kernel, pairs, kernels,
+        every.ctypes.data, table.ctypes.data,
+    )  # fmt: skip
 
 
 class _Sizes(NamedTuple):
@@ -319,7 +326,7 @@ def gradients(
     blocks: ClassBlocks = inputs.labels
     # Sums in float64, then rho, h and K.
     places = np.cumsum((0, 2 * row, row, -(-columns // 16) * 16)).tolist()
-    own_memory = _floats(places[3] + classes.pairs)
+    own_memory = _floats(places[3] + classes.kernels)
     trips_at, rho, h, kernels = (own_memory.data_ptr() + 4 * place for place in places)
     da = torch.empty((rows, depth), dtype=torch.float32, device=_CPU) if needs[0] else None
     db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if needs[1] else None
@@ -350,7 +357,7 @@ def gradients(
         program.add(
             "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
             classes.every_at, classes.several, kernels, classes.single, classes.singles,
-            kernels + 4 * classes.single_place, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
+            kernels + 4 * classes.single_kernel, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
             at(sizes.own), db_at, int(db is not None), sizes.strip,
         )  # fmt: skip
         if da is not None:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from fastassoc.kernels.cpu.forward import for_pairs
+from fastassoc.kernels.cpu.forward import CLASS_NUMBERS, Pair, for_pairs
 from fastassoc.kernels.cpu.ir import Function, Value
 from fastassoc.kernels.cpu.passes import Pass, for_groups, lanes_left
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
@@ -26,10 +26,10 @@ def kernels(shape: Shape) -> Function:
     def begin(i: Value) -> None:
         function.store(function.constant("double", 0.0), trips, i, 8)
 
-    def body(i: Value, k: Value, place: Value, mirrored: Value) -> None:
-        different = function.compare("ne", i, k)
+    def body(pair: Pair) -> None:
+        different = function.compare("ne", pair.i, pair.k)
         kernel = None
-        for row, column, at in ((i, k, place), (k, i, mirrored)):
+        for row, column, at in ((pair.i, pair.k, pair.here), (pair.k, pair.i, pair.mirrored)):
             probability = function.load("float", p, at)
             derivative = function.binary("div", function.load("float", target, at), probability + eps) * upstream
             share = function.convert("fpext", derivative * probability, "double")
@@ -40,8 +40,8 @@ def kernels(shape: Shape) -> Function:
             x = derivative * function.load("float", f, row) * function.load("float", u, column)
             kernel = x if kernel is None else kernel + x
         assert kernel is not None
-        function.store(kernel, out, place)
-        function.store(kernel, out, mirrored)
+        function.store(kernel, out, pair.kernel_here)
+        function.store(kernel, out, pair.kernel_mirrored)
 
     return for_pairs(task, begin, body)
 
@@ -75,7 +75,7 @@ def terms(shape: Shape) -> Function:
 def brackets(shape: Shape) -> Function:
     """``ds`` and ``db``, the latter unless ``wants_b`` is 0. ``h`` has ``g``, and ``rho`` ``f`` as a factor.
 
-    ``classes``: for each class of several rows its first row, its size, and the place of its kernel.
+    ``classes``: see `for_pairs`; the first ``class_count`` are those of several rows.
     """
     task = Pass(
         "brackets",
@@ -118,12 +118,14 @@ def brackets(shape: Shape) -> Function:
             end = function.minimum(j + strip, last)
             line, out = (function.address(x, row * j) for x in (t, ds))
             with function.loop(0, class_count, 1) as each:
-                start, size, place = (function.load("i64", classes, each.index * 3 + n, 8) for n in range(3))
+                start, size, _, kernel, kernel_row = (
+                    function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
+                )
                 function.call_void(
                     "product",
                     end - j, size, size,
                     function.address(line, start), row, one,
-                    function.address(k, place), size, width,
+                    function.address(k, kernel), kernel_row, width,
                     function.address(out, start), row,
                     never, step,
                 )  # fmt: skip

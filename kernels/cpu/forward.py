@@ -15,6 +15,7 @@ are read as vectors, with nothing packed in between. Entries from N up to a mult
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fastassoc.kernels.cpu.ir import Function, Value
 from fastassoc.kernels.cpu.passes import (
@@ -30,6 +31,7 @@ from fastassoc.kernels.cpu.passes import (
 )
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 
+CLASS_NUMBERS = 5
 PAD = 1e30
 """``r`` of the rows that fill the last vector."""
 
@@ -333,10 +335,22 @@ def clear(shape: Shape) -> Function:
     return task.for_parts(body)
 
 
-def for_pairs(task: Pass, begin: Callable[[Value], None], body: Callable[[Value, Value, Value, Value], None]) -> Function:
-    """``begin(i)``, then ``body(i, k, place, mirrored place)`` for ``k <= i``, for every row i of every class.
+class Pair(NamedTuple):
+    """Rows i and ``k <= i`` of a class, the places of (i, k) and (k, i) among pairs, and among entries of kernels."""
 
-    ``classes``: for each class its first row, its size, and the place of its first pair.
+    i: Value
+    k: Value
+    here: Value
+    mirrored: Value
+    kernel_here: Value
+    kernel_mirrored: Value
+
+
+def for_pairs(task: Pass, begin: Callable[[Value], None], body: Callable[[Pair], None]) -> Function:
+    """``begin(i)``, then ``body`` for all k, for every row i of every class.
+
+    ``classes``: for each class its first row, its size, the place of its first pair, that of the first entry of its
+    kernel, and the length of the kernel's rows.
     """
     function = task.function
     classes, class_count = task["classes_at"], task["class_count"]
@@ -344,12 +358,21 @@ def for_pairs(task: Pass, begin: Callable[[Value], None], body: Callable[[Value,
     def of_part(part: Value) -> None:
         first, last = task.span(part, class_count)
         with function.loop(first, last, 1) as each:
-            start, size, place = (function.load("i64", classes, each.index * 3 + n, 8) for n in range(3))
+            start, size, place, kernel, row = (
+                function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
+            )
             with function.loop(0, size, 1) as i:
                 begin(start + i.index)
                 with function.loop(0, i.index + 1, 1) as k:
-                    here, mirrored = place + i.index * size + k.index, place + k.index * size + i.index
-                    body(start + i.index, start + k.index, here, mirrored)
+                    pair = Pair(
+                        start + i.index,
+                        start + k.index,
+                        place + i.index * size + k.index,
+                        place + k.index * size + i.index,
+                        kernel + i.index * row + k.index,
+                        kernel + k.index * row + i.index,
+                    )
+                    body(pair)
 
     return task.for_parts(of_part)
 
@@ -360,11 +383,11 @@ def probabilities(shape: Shape) -> Function:
     function = task.function
     s, f, u = (task[name] for name in ("s_at", "f_at", "u_at"))
 
-    def body(i: Value, k: Value, place: Value, mirrored: Value) -> None:
-        x = function.load("float", s, place)
-        f_i, f_k, u_i, u_k = (function.load("float", *at) for at in ((f, i), (f, k), (u, i), (u, k)))
-        function.store(x * f_i * u_k, s, place)
-        function.store(x * f_k * u_i, s, mirrored)
+    def body(pair: Pair) -> None:
+        x = function.load("float", s, pair.here)
+        for row, column, place in ((pair.i, pair.k, pair.here), (pair.k, pair.i, pair.mirrored)):
+            factor = function.load("float", f, row) * function.load("float", u, column)
+            function.store(x * factor, s, place)
 
     return for_pairs(task, lambda i: None, body)
 
