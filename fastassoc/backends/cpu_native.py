@@ -153,7 +153,7 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, width:
     # Even tiles, of whole blocks for every part.
     tile = columns if count == 1 else -(-columns // (count * 6 * parts)) * 6 * parts
     keep = columns
-    if column_bytes * columns > _KEPT_BYTES:
+    if 4 * rows * columns > _KEPT_BYTES:
         keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
     lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
     # Each at the begin of a vector.
