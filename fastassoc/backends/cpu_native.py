@@ -33,7 +33,7 @@ _KEPT_BYTES = 256 * 2**20
 """Up to this size the whole of ``t`` is kept for the backward pass, beyond only what the workspace holds."""
 _ALLOCATED_BYTES = 2**19
 """Memory of up to this size the allocator has at hand."""
-_STRIP_BYTES = 2**19
+_STRIP_BYTES = 2**18
 """Of ``t`` that a thread takes at once: it stays in the second cache."""
 _SERIAL = 2**18
 """Up to so many products for the scores, ``N M D``, one thread is quicker than several."""
@@ -174,7 +174,7 @@ class _Walk:
         self.sizes = _sizes(blocks.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.width)
         self.classes = _classes(blocks.buckets, self.sizes.parts, own.lanes, own.width)
         self.program = Program(own, self.sizes.parts)
-        self.memory = _floats(self.sizes.p_aba + self.classes.pairs) if memory is None else memory
+        self.memory = _large(self.sizes.p_aba + self.classes.pairs) if memory is None else memory
         self.base = self.memory.data_ptr()
         self.kept: Tensor | None = None
         self.kept_at = self.kept_columns = 0
@@ -326,7 +326,7 @@ def gradients(
     blocks: ClassBlocks = inputs.labels
     # Sums in float64, then rho, h and K.
     places = np.cumsum((0, 2 * row, row, -(-columns // 16) * 16)).tolist()
-    own_memory = _floats(places[3] + classes.kernels)
+    own_memory = _large(places[3] + classes.kernels)
     trips_at, rho, h, kernels = (own_memory.data_ptr() + 4 * place for place in places)
     da = torch.empty((rows, depth), dtype=torch.float32, device=_CPU) if needs[0] else None
     db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if needs[1] else None
@@ -336,7 +336,7 @@ def gradients(
     upstream_visit = 0.0 if grad_visit is None else grad_visit.item()
     f, u, eps = at(sizes.f), at(sizes.u), double(inputs.eps)
     program.add(
-        "kernels", classes.every_at, classes.number, at(sizes.p_aba), blocks.minus_target.data_ptr(), f, u, kernels,
+        "kernels", classes.every_at, classes.number, at(sizes.p_aba), blocks.minus_target.data_ptr(), f, kernels,
         trips_at, eps, double(upstream_walker),
     )  # fmt: skip
     # Without a visit term its factors are 0, and any finite numbers do.

@@ -1,14 +1,14 @@
 """The backward passes; see `fastassoc.kernels.cpu.forward` for the names, and for how things lie.
 
-    G_ik = target_ik / (eps + p_aba_ik)      K_ik = G_ik f_i u_k + G_ki f_k u_i      kappa_j = sum_i t_ji (K t)_ji / 2
+    G_ik = target_ik / (eps + p_aba_ik)      K_ik = G_ik f_i + G_ki f_k              kappa_j = sum_i t_ji (K t)_ji / 2
     ds_ji = t_ji [(K t)_ji + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]          da = ds' b          db = ds a
 """
 
 from __future__ import annotations
 
-from fastassoc.kernels.cpu.forward import CLASS_NUMBERS, Pair, for_pairs
+from fastassoc.kernels.cpu.forward import CLASS_NUMBERS
 from fastassoc.kernels.cpu.ir import Function, Value
-from fastassoc.kernels.cpu.passes import Pass, for_groups, lanes_left
+from fastassoc.kernels.cpu.passes import Pass, as_doubles, for_groups, lanes_left
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 
 
@@ -17,33 +17,44 @@ PACKED_ROWS = 96
 
 
 def kernels(shape: Shape) -> Function:
-    """``K``, and ``sum_k G_ik p_aba_ik`` for every row."""
-    task = Pass("kernels", "classes_at class_count p_at target_at f_at u_at k_at trips_at eps_number upstream_number")
+    """``K``, and ``sum_k G_ik p_aba_ik`` for every row. ``p_aba_ki`` is ``p_aba_ik f_k / f_i``."""
+    task = Pass("kernels", "classes_at class_count p_at target_at f_at k_at trips_at eps_number upstream_number")
     function = task.function
-    p, target, f, u, out, trips = (task[name] for name in ("p_at", "target_at", "f_at", "u_at", "k_at", "trips_at"))
-    eps, upstream = task["eps_number"], task["upstream_number"]
+    classes, class_count, p, target, f, out, trips, eps, upstream = task.arguments()
+    eps, upstream = (function.splat(shape.vector, x) for x in (eps, upstream))
+    zero = function.constant(f"<{shape.lanes // 2} x double>", 0.0)
 
-    def begin(i: Value) -> None:
-        function.store(function.constant("double", 0.0), trips, i, 8)
+    def body(part: Value) -> None:
+        first, last = task.span(part, class_count)
+        with function.loop(first, last, 1) as each:
+            start, size, place, kernel, kernel_row = (
+                function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
+            )
+            with function.loop(0, size, 1) as i:
+                p_row, target_row = (function.address(x, place + i.index * size) for x in (p, target))
+                out_row = function.address(out, kernel + i.index * kernel_row)
+                f_i = function.load("float", f, start + i.index)
+                inverse = function.splat(shape.vector, function.binary("div", function.constant("float", 1.0), f_i))
+                f_i = function.splat(shape.vector, f_i)
+                with function.loop(0, size, shape.lanes, [zero, zero]) as loop:
+                    k = loop.index
+                    mask = lanes_left(function, shape, size - k)
+                    probability, factor, f_k = (
+                        function.masked_load(shape.vector, function.address(x, at), mask)
+                        for x, at in ((p_row, k), (target_row, k), (f, start + k))
+                    )
+                    factor *= upstream
+                    # Where nothing is, the denominator is eps.
+                    derivative = function.binary("div", factor, probability + eps)
+                    mirrored = function.binary("div", factor, probability * inverse * f_k + eps)
+                    function.masked_store(
+                        function.fma(derivative, f_i, mirrored * f_k), function.address(out_row, k), mask
+                    )
+                    halves = as_doubles(function, shape, derivative * probability)
+                    loop.next = [total + half for total, half in zip(loop.values, halves, strict=True)]
+                function.store(function.sum(loop.values[0] + loop.values[1]), trips, start + i.index, 8)
 
-    def body(pair: Pair) -> None:
-        different = function.compare("ne", pair.i, pair.k)
-        kernel = None
-        for row, column, at in ((pair.i, pair.k, pair.here), (pair.k, pair.i, pair.mirrored)):
-            probability = function.load("float", p, at)
-            derivative = function.binary("div", function.load("float", target, at), probability + eps) * upstream
-            share = function.convert("fpext", derivative * probability, "double")
-            if kernel is not None:
-                # The diagonal counts once.
-                share = function.select(different, share, function.constant("double", 0.0))
-            function.store(function.load("double", trips, row, 8) + share, trips, row, 8)
-            x = derivative * function.load("float", f, row) * function.load("float", u, column)
-            kernel = x if kernel is None else kernel + x
-        assert kernel is not None
-        function.store(kernel, out, pair.kernel_here)
-        function.store(kernel, out, pair.kernel_mirrored)
-
-    return for_pairs(task, begin, body)
+    return task.for_parts(body)
 
 
 def terms(shape: Shape) -> Function:

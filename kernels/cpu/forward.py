@@ -27,6 +27,7 @@ from fastassoc.kernels.cpu.passes import (
     for_groups,
     lanes_left,
     logarithm,
+    transpose,
     tree,
 )
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
@@ -48,6 +49,8 @@ def prepare(shape: Shape) -> Function:
     row, r, u, zero_at, sums, sum_count, s, pairs = rest
     width = shape.lanes * shape.vectors
     is_ordered = function.compare("ne", ordered, 0)
+    scales = function.splat(shape.vector, scale)
+    flat, strided = (function.compare(condition, a_column, 1) for condition in ("eq", "ne"))
 
     def body(part: Value) -> None:
         # The bias where there is none.
@@ -58,24 +61,30 @@ def prepare(shape: Shape) -> Function:
             source = function.select(is_ordered, function.load("i64", order, i * ordered, 8), i)
             function.store(function.load("float", bias, source * biased) * -1.0, r, i)
             function.store(function.constant("float", 1.0), u, i)
-            with function.loop(0, depth, 1) as inner:
-                x = function.load("float", a, source * a_row + inner.index * a_column) * scale
-                function.store(x, own, i * depth + inner.index)
+            source_row, own_row = function.address(a, source * a_row), function.address(own, i * depth)
+            with function.when(flat), function.loop(0, depth, shape.lanes) as inner:
+                mask = lanes_left(function, shape, depth - inner.index)
+                x = function.masked_load(shape.vector, function.address(source_row, inner.index), mask) * scales
+                function.masked_store(x, function.address(own_row, inner.index), mask)
+            with function.when(strided), function.loop(0, depth, 1) as inner:
+                function.store(function.load("float", source_row, inner.index * a_column) * scale, own_row, inner.index)
         with function.loop(function.maximum(first, rows), last, 1) as loop:
             function.store(function.constant("float", PAD), r, loop.index)
             function.store(function.constant("float", 0.0), u, loop.index)
-        # A vector's worth of a panel at a time, whose rows stay in the first cache.
+        # A square block of vectors at a time.
         with function.loop(first, last, shape.lanes) as loop:
             panel = function.quotient(loop.index, width)
-            place = panel * depth * width + (loop.index - panel * width)
-            inside = function.minimum(rows - loop.index, shape.lanes)
-            with function.loop(0, depth, 1) as column:
-                with function.loop(0, inside, 1) as row_of_vector:
-                    x = function.load("float", own, (loop.index + row_of_vector.index) * depth + column.index)
-                    function.store(x, panels, place + column.index * width + row_of_vector.index)
-                with function.loop(function.maximum(inside, 0), shape.lanes, 1) as row_of_vector:
-                    zero = function.constant("float", 0.0)
-                    function.store(zero, panels, place + column.index * width + row_of_vector.index)
+            place = function.address(panels, panel * depth * width + (loop.index - panel * width))
+            with function.loop(0, depth, shape.lanes) as inner:
+                mask = lanes_left(function, shape, depth - inner.index)
+                block = []
+                for n in range(shape.lanes):
+                    inside = function.select(function.compare("slt", loop.index + n, rows), mask, shape.no_lanes(function))
+                    entries = function.address(own, (loop.index + n) * depth + inner.index)
+                    block.append(function.masked_load(shape.vector, entries, inside))
+                for n, x in enumerate(transpose(function, block)):
+                    with function.when(function.compare("slt", inner.index + n, depth)):
+                        function.store(x, place, (inner.index + n) * width)
         for x, count, kind in ((sums, sum_count, "double"), (s, pairs, "float")):
             first, last = task.span(part, count)
             with function.loop(first, last, 1) as loop:

@@ -183,6 +183,15 @@ class Function:
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         self.lines.append(f"  call void @llvm.prefetch.p0({pointer}, i32 {int(write)}, i32 3, i32 1)")
 
+    def interleave(self, x: Value, y: Value) -> tuple[Value, Value]:
+        """``x0 y0 x1 y1 ...``, as two vectors."""
+        lanes = int(x.type[1:].split()[0])
+        halves = []
+        for first in (0, lanes // 2):
+            order = ", ".join(f"i32 {lane}, i32 {lane + lanes}" for lane in range(first, first + lanes // 2))
+            halves.append(self.emit(x.type, f"shufflevector {x}, {y}, <{lanes} x i32> <{order}>"))
+        return halves[0], halves[1]
+
     @contextmanager
     def loop(self, start: Value | int, stop: Value | int, step: int, carry: Sequence[Value] = ()) -> Iterator[Loop]:
         """``for index in range(start, stop, step)``."""

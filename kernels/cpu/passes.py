@@ -168,6 +168,14 @@ def for_groups(function: Function, first: Value, last: Value, body: Callable[[Va
         body(loop.index, 1)
 
 
+def transpose(function: Function, rows: list[Value]) -> list[Value]:
+    """Of a square of as many vectors as a vector has lanes."""
+    half = len(rows) // 2
+    for _ in range(half.bit_length()):
+        rows = [x for pair in zip(rows[:half], rows[half:], strict=True) for x in function.interleave(*pair)]
+    return rows
+
+
 def tree(values: list[Value]) -> Value:
     """Their sum, in pairs."""
     while len(values) > 1:

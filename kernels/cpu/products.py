@@ -37,6 +37,15 @@ class Shape(NamedTuple):
         return f"<{self.lanes} x i1>"
 
 
+    def all_lanes(self, function: Function) -> Value:
+        """A mask."""
+        return Value(function, self.mask, f"<{', '.join(['i1 true'] * self.lanes)}>")
+
+    def no_lanes(self, function: Function) -> Value:
+        """A mask."""
+        return Value(function, self.mask, "zeroinitializer")
+
+
 def first_lanes(function: Function, shape: Shape, count: Value) -> Value:
     """A mask of the first ``count`` lanes."""
     integer = f"i{shape.lanes}"
@@ -73,10 +82,9 @@ def _block(shape: Shape, rows: int, vectors: int) -> Function:
             for vector in range(vectors):
                 loop.next.append(function.fma(left, right[vector], loop.values[row * vectors + vector]))
     # Added to what is there at the end: sums of sums are more exact.
-    none, every = (Value(function, shape.mask, f"<{', '.join([f'i1 {bit}'] * shape.lanes)}>") for bit in (0, 1))
     for vector in range(vectors):
-        of_vector = mask if vector == vectors - 1 else every
-        there = function.select(accumulate, of_vector, none)
+        of_vector = mask if vector == vectors - 1 else shape.all_lanes(function)
+        there = function.select(accumulate, of_vector, shape.no_lanes(function))
         for row in range(rows):
             address = function.address(c_rows[row], vector * shape.lanes)
             result = loop.values[row * vectors + vector] + function.masked_load(shape.vector, address, there)
