@@ -55,41 +55,56 @@ def first_lanes(function: Function, shape: Shape, count: Value) -> Value:
     return function.convert("bitcast", function.convert("trunc", bits, integer), shape.mask)
 
 
-def _block(shape: Shape, rows: int, vectors: int) -> Function:
-    """``c (+)= a b`` for a block of rows and of vectors, the last of them ``tail`` entries wide."""
-    parameters = [("a", "ptr"), ("a_row", "i64"), ("a_column", "i64"), ("b", "ptr"), ("b_row", "i64"), ("c", "ptr")]
-    parameters += [("c_row", "i64"), ("depth", "i64"), ("accumulate", "i1"), ("tail", "i64")]
-    function = Function(f"block_{rows}_{vectors}", parameters, internal=True)
+def _block(shape: Shape, rows: int, vectors: int, whole: bool) -> Function:
+    """``c (+)= a b`` for a block of rows and of vectors, the last of them ``tail`` entries wide unless all are whole."""
+    names = "a a_row a_column b b_row c c_row depth accumulate tail"
+    kinds = {"a": "ptr", "b": "ptr", "c": "ptr", "accumulate": "i1"}
+    parameters = [(name, kinds.get(name, "i64")) for name in names.split()]
+    function = Function(_block_name(rows, vectors, whole), parameters, internal=True)
     a, a_row, a_column, b, b_row, c, c_row, depth, accumulate, tail = function.parameters
-    mask = first_lanes(function, shape, tail)
+    mask = None if whole else first_lanes(function, shape, tail)
+
+    def load(row: Value, vector: int) -> Value:
+        # A mask costs the port of a multiplication.
+        if mask is None or vector < vectors - 1:
+            return function.load(shape.vector, row, vector * shape.lanes)
+        return function.masked_load(shape.vector, function.address(row, vector * shape.lanes), mask)
+
+    def store(x: Value, row: Value, vector: int) -> None:
+        if mask is None or vector < vectors - 1:
+            function.store(x, row, vector * shape.lanes)
+        else:
+            function.masked_store(x, function.address(row, vector * shape.lanes), mask)
+
     a_rows = [function.address(a, a_row * row) for row in range(rows)]
     c_rows = [function.address(c, c_row * row) for row in range(rows)]
-    zero = function.constant(shape.vector, 0.0)
     if rows == shape.rows:
         # The block below, which comes next.
         for row in range(rows):
             for vector in range(vectors):
                 function.prefetch(function.address(c, c_row * (rows + row) + vector * shape.lanes), write=True)
+    zero = function.constant(shape.vector, 0.0)
     with function.loop(0, depth, 1, [zero] * rows * vectors) as loop:
         line = function.address(b, b_row * loop.index)
-        right = [function.load(shape.vector, line, vector * shape.lanes) for vector in range(vectors - 1)]
-        right.append(
-            function.masked_load(shape.vector, function.address(line, (vectors - 1) * shape.lanes), mask)
-        )
+        right = [load(line, vector) for vector in range(vectors)]
         offset = a_column * loop.index
         for row in range(rows):
             left = function.splat(shape.vector, function.load("float", a_rows[row], offset))
             for vector in range(vectors):
                 loop.next.append(function.fma(left, right[vector], loop.values[row * vectors + vector]))
+    places = [(row, vector) for row in range(rows) for vector in range(vectors)]
     # Added to what is there at the end: sums of sums are more exact.
-    for vector in range(vectors):
-        of_vector = mask if vector == vectors - 1 else shape.all_lanes(function)
-        there = function.select(accumulate, of_vector, shape.no_lanes(function))
-        for row in range(rows):
-            address = function.address(c_rows[row], vector * shape.lanes)
-            result = loop.values[row * vectors + vector] + function.masked_load(shape.vector, address, there)
-            function.masked_store(result, address, of_vector)
+    with function.when(accumulate):
+        for (row, vector), x in zip(places, loop.values, strict=True):
+            store(x + load(c_rows[row], vector), c_rows[row], vector)
+    with function.when(function.binary("xor", accumulate, function.constant("i1", 1))):
+        for (row, vector), x in zip(places, loop.values, strict=True):
+            store(x, c_rows[row], vector)
     return function
+
+
+def _block_name(rows: int, vectors: int, whole: bool) -> str:
+    return f"block_{rows}_{vectors}{'_whole' if whole else ''}"
 
 
 def pack(shape: Shape) -> Function:
@@ -113,9 +128,9 @@ def product_functions(shape: Shape) -> list[Function]:
     ordinary matrix. ``depth`` goes in steps, so that a panel of a step stays in the first cache.
     """
     blocks = {
-        (rows, vectors): _block(shape, rows, vectors)
-        for rows in range(1, shape.rows + 1)
-        for vectors in range(1, shape.vectors + 1)
+        (high * (shape.vectors + 2) + wide): (high, min(wide, shape.vectors), wide > shape.vectors)
+        for high in range(1, shape.rows + 1)
+        for wide in range(1, shape.vectors + 2)
     }
     names = "rows columns depth a a_row a_column b b_row b_panel c c_row accumulate step"
     kinds = {"a": "ptr", "b": "ptr", "c": "ptr", "accumulate": "i1"}
@@ -133,15 +148,16 @@ def product_functions(shape: Shape) -> list[Function]:
             wide = function.minimum(columns - first, width)
             vectors = function.divide_up(wide, shape.lanes)
             tail = wide - (vectors - 1) * shape.lanes
+            whole = function.compare("eq", wide, width)
+            kind = function.select(whole, vectors + 1, vectors)
             right = function.address(b_k, b_panel * panel.index)
             c_panel = function.address(c, first)
             with function.loop(0, rows, shape.rows) as row:
                 left = function.address(a_k, a_row * row.index)
                 result = function.address(c_panel, c_row * row.index)
                 high = function.minimum(rows - row.index, shape.rows)
-                with function.case(high * shape.rows + vectors, [r * shape.rows + v for r, v in blocks]) as arms:
-                    for (r, v), _ in zip(blocks, arms, strict=True):
-                        function.call_void(
-                            f"block_{r}_{v}", left, a_row, a_column, right, b_row, result, c_row, part, adds, tail
-                        )
-    return [*blocks.values(), function, pack(shape)]
+                with function.case(high * (shape.vectors + 2) + kind, list(blocks)) as arms:
+                    for number in arms:
+                        block = _block_name(*blocks[number])
+                        function.call_void(block, left, a_row, a_column, right, b_row, result, c_row, part, adds, tail)
+    return [*(_block(shape, *block) for block in blocks.values()), function, pack(shape)]
