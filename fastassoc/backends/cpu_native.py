@@ -81,21 +81,23 @@ def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) ->
     singles = buckets[-1].blocks if buckets[-1].size == 1 else 0
     several = len(sizes) - singles
     single, _, single_place, single_kernel, _ = every[several].tolist() if singles else (0,) * 5
-    # A task for each panel.
+    # A task for each class, or where they are few for each panel.
     panels = -(-sizes[:several] // width)
-    first = np.arange(panels.sum()) - (np.cumsum(panels) - panels).repeat(panels)
+    at_once = panels if several >= 4 * parts else np.ones_like(panels)
+    number = panels // at_once
+    first = np.arange(number.sum()) - (np.cumsum(number) - number).repeat(number)
     first *= width
-    start, size, place = every[:several, :3].repeat(panels, axis=0).T
+    start, size, place = every[:several, :3].repeat(number, axis=0).T
     left = size - first
-    tasks = np.stack((start + first, left, size, place + first * (size + 1)), 1)
+    tasks = np.stack((start + first, left, size, place + first * (size + 1), at_once.repeat(number)), 1)
     # The costliest first, dealt out back and forth.
-    dealt = np.argsort(-left * np.minimum(-(-left // lanes) * lanes, width), kind="stable")
+    dealt = np.argsort(-left * np.minimum(left, width * tasks[:, 4]), kind="stable")
     turn = np.arange(len(dealt)) % (2 * parts)
     part = np.minimum(turn, 2 * parts - 1 - turn)
-    head = -(-(parts + 1) // 4)
-    table = np.full(4 * head + tasks.size, head)
+    head = -(-(parts + 1) // tasks.shape[1])
+    table = np.full(head * tasks.shape[1] + tasks.size, head)
     table[1 : parts + 1] += np.cumsum(np.bincount(part, minlength=parts))
-    table[4 * head :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
+    table[head * tasks.shape[1] :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
     last = buckets[-1]
     pairs, kernels = (int(every[-1, n]) + last.size * length for n, length in ((2, last.size), (3, kernel_rows[-1])))
     return _Classes(

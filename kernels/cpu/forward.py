@@ -33,6 +33,7 @@ from fastassoc.kernels.cpu.passes import (
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 
 CLASS_NUMBERS = 5
+TASK_NUMBERS = 5
 PAD = 1e30
 """``r`` of the rows that fill the last vector."""
 
@@ -169,9 +170,9 @@ def steps(shape: Shape, known: bool) -> Function:
 def trips(shape: Shape) -> Function:
     """``S_ik += sum_j t_ji t_jk`` for ``i >= k`` of a class.
 
-    ``tasks``: for each part the number of its first task, and of the first of no part; then, from four times that on,
-    for each task the first row, the rows from there to the end of the class, the class's size and the place in ``S`` of
-    the row's own entry. A task is a panel of k. ``singles`` rows from ``single`` on are alone in their classes.
+    ``tasks``: for each part the number of its first task, and of the first of no part; then, from `TASK_NUMBERS` times that on,
+    for each task the first row, the rows from there to the end of the class, the class's size, the place in ``S`` of
+    the row's own entry, and its number of panels of k. ``singles`` rows from ``single`` on are alone in their classes.
     """
     task = Pass("trips", "columns t_at row s_at tasks_at single singles single_s_at scratch_at scratch_row")
     function = task.function
@@ -183,22 +184,26 @@ def trips(shape: Shape) -> Function:
         packed = function.address(scratch, scratch_row * part)
         first, last = (function.load("i64", tasks, part + n, 8) for n in range(2))
         with function.loop(first, last, 1) as loop:
-            start, left, size, place = (function.load("i64", tasks, loop.index * 4 + n, 8) for n in range(4))
+            start, left, size, place, panels = (
+                function.load("i64", tasks, loop.index * TASK_NUMBERS + n, 8) for n in range(TASK_NUMBERS)
+            )
             packed_row = function.divide_up(left, shape.lanes) * shape.lanes
             step = function.minimum(function.quotient(scratch_row, packed_row), DEPTH_STEP)
             with function.loop(0, function.divide_up(columns, step), 1) as chunk:
                 j = step * chunk.index
                 depth = function.minimum(columns - j, step)
-                x = function.address(t, row * j + start)
-                function.call_void("pack", depth, left, x, row, packed, packed_row)
-                function.call_void(
-                    "product",
-                    left, function.minimum(left, width), depth,
-                    packed, one, packed_row,
-                    packed, packed_row, width,
-                    function.address(s, place), size,
-                    function.constant("i1", 1), step,
-                )  # fmt: skip
+                function.call_void("pack", depth, left, function.address(t, row * j + start), row, packed, packed_row)
+                with function.loop(0, panels, 1) as panel:
+                    skipped = width * panel.index
+                    x, rows = function.address(packed, skipped), left - skipped
+                    function.call_void(
+                        "product",
+                        rows, function.minimum(rows, width), depth,
+                        x, one, packed_row,
+                        x, packed_row, width,
+                        function.address(s, place + skipped * (size + 1)), size,
+                        function.constant("i1", 1), step,
+                    )  # fmt: skip
         first, last = task.span(part, singles, shape.lanes)
         with function.loop(first, last, shape.lanes) as loop:
             mask = lanes_left(function, shape, singles - loop.index)

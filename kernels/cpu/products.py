@@ -11,6 +11,10 @@ DEPTH_STEP = 128
 """Terms of a product's sums that a panel holds: a panel of them stays in the first cache."""
 
 
+_ROWS_AHEAD = 8
+"""Rows that are asked for before they are copied: short pieces far apart are no pattern that a processor foresees."""
+
+
 class Shape(NamedTuple):
     """What a processor's vector registers hold."""
 
@@ -112,12 +116,18 @@ def pack(shape: Shape) -> Function:
     names = "rows columns x x_row out out_row"
     function = Function("pack", [(name, "ptr" if name in ("x", "out") else "i64") for name in names.split()], internal=True)
     rows, columns, x, x_row, out, out_row = function.parameters
+    whole = function.quotient(columns, shape.lanes) * shape.lanes
+    mask = first_lanes(function, shape, columns - whole)
     with function.loop(0, rows, 1) as row:
         source, target = function.address(x, x_row * row.index), function.address(out, out_row * row.index)
-        with function.loop(0, columns, shape.lanes) as column:
-            mask = first_lanes(function, shape, function.minimum(columns - column.index, shape.lanes))
-            entries = function.masked_load(shape.vector, function.address(source, column.index), mask)
-            function.store(entries, target, column.index)
+        ahead = function.address(source, x_row * _ROWS_AHEAD)
+        with function.loop(0, whole, shape.lanes) as column:
+            function.prefetch(function.address(ahead, column.index))
+            function.store(function.load(shape.vector, source, column.index), target, column.index)
+        with function.when(function.compare("ne", whole, columns)):
+            function.prefetch(function.address(ahead, whole))
+            entries = function.masked_load(shape.vector, function.address(source, whole), mask)
+            function.store(entries, target, whole)
     return function
 
 
