@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -40,7 +41,9 @@ _SERIAL = 2**18
 _FLUSHED_COLUMNS = 2**13
 """Sums of products over more columns than these are less exact than sums of such sums."""
 _PACKED = 2**16
-"""Numbers that a thread packs at once: a quarter of its second cache."""
+"""Numbers that a thread packs at once, at most: a quarter of its second cache."""
+_DEPTH, _PACKED_ROWS = 128, 96
+"""What it packs at least; see `fastassoc.kernels.cpu`."""
 _CPU = torch.device("cpu")
 
 
@@ -63,6 +66,8 @@ class _Classes(NamedTuple):
     pairs: int
     kernels: int
     """Entries of all kernels."""
+    packed: int
+    """Numbers that a part packs at once."""
     every_at: int
     tasks_at: int
 
@@ -100,8 +105,9 @@ def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) ->
     table[head * tasks.shape[1] :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
     last = buckets[-1]
     pairs, kernels = (int(every[-1, n]) + last.size * length for n, length in ((2, last.size), (3, kernel_rows[-1])))
+    packed = min(_PACKED, _DEPTH * max(-(-int(sizes[0]) // lanes) * lanes, _PACKED_ROWS))
     return _Classes(
-        every, len(sizes), several, table, single, singles, single_place, single_kernel, pairs, kernels,
+        every, len(sizes), several, table, single, singles, single_place, single_kernel, pairs, kernels, packed,
         every.ctypes.data, table.ctypes.data,
     )  # fmt: skip
 
@@ -168,7 +174,7 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, width:
 class _Walk:
     """A call: what all its passes over tiles have in common."""
 
-    def __init__(self, own: Machine, inputs: Inputs, memory: Tensor | None = None) -> None:
+    def __init__(self, own: Machine, inputs: Inputs, needs_gradient: bool, memory: Tensor | None = None) -> None:
         blocks: ClassBlocks = inputs.labels
         b = inputs.b
         self.inputs = inputs
@@ -176,21 +182,19 @@ class _Walk:
         self.sizes = _sizes(blocks.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.width)
         self.classes = _classes(blocks.buckets, self.sizes.parts, own.lanes, own.width)
         self.program = Program(own, self.sizes.parts)
-        self.memory = _large(self.sizes.p_aba + self.classes.pairs) if memory is None else memory
+        # Behind what the sizes place: round trips, t as far as it is kept, and what only the forward passes use.
+        sizes, classes = self.sizes, self.classes
+        self.kept = sizes.p_aba + -(-classes.pairs // own.lanes) * own.lanes
+        self.kept_columns = sizes.keep if needs_gradient else 0
+        self.sums = self.kept + self.kept_columns * sizes.row
+        self.packed = self.sums + 2 * sizes.parts * sizes.row
+        self.memory = _large(self.packed + sizes.parts * classes.packed) if memory is None else memory
         self.base = self.memory.data_ptr()
-        self.kept: Tensor | None = None
-        self.kept_at = self.kept_columns = 0
         self._readable = b.dtype == torch.float32 and (b.stride(1) == 1 or b.shape[1] == 1)
 
     def at(self, place: int, offset: int = 0) -> int:
         """An address in the memory."""
         return self.base + 4 * (place + offset)
-
-    def keep(self, kept: Tensor | None) -> None:
-        """What outlives its sweep of ``t``."""
-        if kept is not None:
-            self.kept = kept
-            self.kept_at, self.kept_columns = kept.data_ptr(), kept.numel() // self.sizes.row
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """First column and number of columns."""
@@ -223,7 +227,7 @@ class _Walk:
     def known_steps(self, start: int, count: int, scratch: int) -> int:
         """The address of ``t`` of a tile, which is computed again if it was not kept."""
         if start + count <= self.kept_columns:
-            return self.kept_at + 4 * start * self.sizes.row
+            return self.at(self.kept, start * self.sizes.row)
         self.steps("steps_again", start, count, scratch, 0)
         return scratch
 
@@ -241,18 +245,14 @@ def takes(inputs: Inputs) -> bool:
 
 def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
     """See `fastassoc.backends.Backend`. None where the merged form does not hold."""
-    walk = _Walk(own, inputs)
+    walk = _Walk(own, inputs, needs_gradient)
     sizes, classes, program, at = walk.sizes, walk.classes, walk.program, walk.at
     rows, columns, row, parts, pairs = sizes.rows, sizes.columns, sizes.row, sizes.parts, classes.pairs
     blocks: ClassBlocks = inputs.labels
     a = inputs.a if inputs.a.dtype == torch.float32 else inputs.a.to(torch.float32)
-    if needs_gradient and sizes.keep:
-        walk.keep(_large(sizes.keep * row))
     scratch = walk.scratch() if walk.kept_columns < columns else None
     scratch_at = 0 if scratch is None else scratch.data_ptr()
-    sums = torch.empty(parts * row, dtype=torch.float64, device=_CPU)
-    sums_at, trips_at, p_at, f, u = sums.data_ptr(), at(sizes.p_aba), at(sizes.p_aba), at(sizes.f), at(sizes.u)
-    packed = _large(parts * _PACKED)
+    sums_at, trips_at, p_at, f, u = at(walk.sums), at(sizes.p_aba), at(sizes.p_aba), at(sizes.f), at(sizes.u)
     found, shares = (ctypes.c_float * 6)(), (ctypes.c_double * (2 * parts))()
     collected = None
     if columns > _FLUSHED_COLUMNS:
@@ -268,11 +268,11 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
     added = 0
     for start, count in walk.tiles():
         end = start + count
-        t = walk.kept_at + 4 * start * row if end <= walk.kept_columns else scratch_at
+        t = at(walk.kept, start * row) if end <= walk.kept_columns else scratch_at
         walk.steps("steps", start, count, t, sums_at)
         program.add(
             "trips", count, t, row, trips_at, classes.tasks_at, classes.single, classes.singles,
-            trips_at + 4 * classes.single_place, packed.data_ptr(), _PACKED,
+            trips_at + 4 * classes.single_place, at(walk.packed), classes.packed,
         )  # fmt: skip
         added += count
         if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
@@ -310,10 +310,10 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
     if inputs.visit:
         visit = _scalar(math.log1p(columns * inputs.eps) - sum(shares[1::2]) / columns)
     if statistics:
-        p_correct, accuracy_estimate = walk_statistics(walk.memory[sizes.p_aba :], blocks)
+        p_correct, accuracy_estimate = walk_statistics(walk.memory[sizes.p_aba : sizes.p_aba + pairs], blocks)
         if inputs.visit:
             visit_probability = walk.memory[sizes.visit : sizes.visit + columns].clone()
-    saved: Saved = (walk.kept, *(None,) * (SAVED - 2), walk.memory) if needs_gradient else ()
+    saved: Saved = (*(None,) * (SAVED - 1), walk.memory) if needs_gradient else ()
     return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability, saved)
 
 
@@ -321,15 +321,15 @@ def gradients(
     own: Machine, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    walk = _Walk(own, inputs, saved[-1])
-    walk.keep(saved[0])
+    walk = _Walk(own, inputs, True, saved[-1])
     sizes, classes, program, at = walk.sizes, walk.classes, walk.program, walk.at
     rows, columns, depth, row = sizes.rows, sizes.columns, sizes.depth, sizes.row
     blocks: ClassBlocks = inputs.labels
-    # Sums in float64, then rho, h and K.
-    places = np.cumsum((0, 2 * row, row, -(-columns // 16) * 16)).tolist()
-    own_memory = _large(places[3] + classes.kernels)
-    trips_at, rho, h, kernels = (own_memory.data_ptr() + 4 * place for place in places)
+    # Sums in float64, rho, h, K, what is packed, and ds, each at the begin of a vector.
+    lengths = 2 * row, row, columns, classes.kernels, sizes.parts * classes.packed, sizes.tile * row
+    places = [0, *itertools.accumulate(-(-length // own.lanes) * own.lanes for length in lengths)]
+    scratch = _large(places[-1])
+    trips_at, rho, h, kernels, packed, ds_at, _ = (scratch.data_ptr() + 4 * place for place in places)
     da = torch.empty((rows, depth), dtype=torch.float32, device=_CPU) if needs[0] else None
     db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if needs[1] else None
     dbias_a = torch.zeros(rows, dtype=torch.float32, device=_CPU) if needs[2] else None
@@ -347,14 +347,13 @@ def gradients(
         columns, at(sizes.visit) if inputs.visit else at(sizes.y), at(sizes.g), eps,
         double(-upstream_visit / (rows * columns)), h,
     )  # fmt: skip
-    scratch = walk.scratch() if walk.kept_columns < columns else None
-    ds, packed = walk.scratch(), _large(sizes.parts * _PACKED)
-    ds_at, da_at = ds.data_ptr(), 0 if da is None else da.data_ptr()
+    t_scratch = walk.scratch() if walk.kept_columns < columns else None
+    da_at = 0 if da is None else da.data_ptr()
     own_db = db
     if db is not None and db.dtype != torch.float32:
         own_db = _floats(sizes.tile * depth)
     for start, count in walk.tiles():
-        t = walk.known_steps(start, count, 0 if scratch is None else scratch.data_ptr())
+        t = walk.known_steps(start, count, 0 if t_scratch is None else t_scratch.data_ptr())
         db_at = 0 if own_db is None else own_db.data_ptr() + (4 * start * depth if own_db is db else 0)
         program.add(
             "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
@@ -364,14 +363,17 @@ def gradients(
         )  # fmt: skip
         if da is not None:
             b, b_at = walk.rows_of_b(start, count)
-            program.add("row_gradients", count, rows, depth, ds_at, row, b_at, b.stride(0), da_at, int(start > 0), packed.data_ptr(), _PACKED)
+            program.add(
+                "row_gradients", count, rows, depth, ds_at, row, b_at, b.stride(0), da_at, int(start > 0),
+                packed, classes.packed,
+            )  # fmt: skip
             walk.run_if_converted()
         if own_db is not db and own_db is not None and db is not None:
             program.run()
             db[start : start + count] = own_db[: count * depth].view(count, depth)
         if dbias_a is not None or dbias_b is not None:
             program.run()
-            tile_ds = ds[: count * row].view(count, row)[:, :rows]
+            tile_ds = scratch[places[-2] :][: count * row].view(count, row)[:, :rows]
             if dbias_a is not None:
                 dbias_a += tile_ds.sum(0)
             if dbias_b is not None:
