@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
-from fastassoc.backends import cpu, cpu_memory, cpu_tiles, cpu_whole
+from fastassoc.backends import cpu, cpu_machine, cpu_memory, cpu_native, cpu_tiles, cpu_whole
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
 
 
-@pytest.fixture(params=["dense", "whole", "tiles", "small tiles"])
+NATIVE = ["native", "native narrow", "native tiles"]
+
+
+@pytest.fixture(params=["dense", "whole", "tiles", "small tiles", *NATIVE])
 def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way through the CPU backend, whatever the size of the batch.
 
     "small tiles": 16 columns a tile and room to keep two of them, so that a batch of 100 columns has kept tiles,
-    streamed tiles and a ragged last one.
+    streamed tiles and a ragged last one. "native" is machine code of our own, "native narrow" that for AVX2, "native
+    tiles" with small tiles, none of them kept.
     """
     path: str = request.param
+    if path in NATIVE:
+        return take_native(monkeypatch, path)
     take_path(monkeypatch, path)
     if path == "small tiles":
         use_small_tiles(monkeypatch, kept=2)
     return path
 
 
+@functools.cache
+def narrow_machine() -> cpu_machine.Machine | None:
+    """Code for AVX2 runs on processors with AVX-512 as well."""
+    return cpu_machine.compile_machine(wide=False)
+
+
+def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
+    """Sends every batch that machine code takes through it, shared by threads however small it is."""
+    own = cpu_machine.machine()
+    if own is None:
+        pytest.skip("machine code cannot run here")
+    if path == "native narrow":
+        monkeypatch.setattr(cpu_machine, "machine", narrow_machine)
+    monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
+    monkeypatch.setattr(cpu_native, "_SERIAL", 0)
+    if path == "native tiles":
+        for name in ("_MIN_COLUMNS", "_TILE_BYTES", "_KEPT_BYTES", "_WORKSPACE_BYTES", "_STRIP_BYTES"):
+            monkeypatch.setattr(cpu_native, name, 16 if name == "_MIN_COLUMNS" else 0)
+        monkeypatch.setattr(cpu_native, "_FLUSHED_COLUMNS", 30)
+    # Not what was cached with other bounds, now and after the test.
+    sizes = functools.lru_cache(maxsize=8)(cpu_native._sizes.__wrapped__)
+    monkeypatch.setattr(cpu_native, "_sizes", sizes)
+    monkeypatch.setattr(cpu, "_latest", None)
+    return path
+
+
 def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Sends every batch through "dense" (one block), "whole" (class blocks, merged where that holds) or tiles."""
+    monkeypatch.setattr(cpu_machine, "machine", lambda: None)
+    monkeypatch.setattr(cpu, "_latest", None)
     monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
     monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
     monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 10**18)

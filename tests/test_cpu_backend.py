@@ -11,7 +11,7 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import cpu, cpu_blocked, cpu_whole
+from fastassoc.backends import cpu, cpu_blocked, cpu_machine, cpu_native, cpu_whole
 from tests.cases import assert_as_exact_as, evaluate, make_case
 
 
@@ -25,13 +25,25 @@ from tests.cases import assert_as_exact_as, evaluate, make_case
         # What underflows is flushed in tiles alone: from this size on that is the quicker.
         (300, 1000, 3.0, "tiles"),
         (1000, 1100, 0.3, "tiles"),
+        (10, 400, 0.3, "whole"),
+        (64, 64, 0.3, "native"),
+        (300, 1000, 0.3, "native"),
+        # Beyond its range, a batch goes where it would without machine code.
+        (100, 200, 3.0, "whole after native"),
+        (300, 1000, 3.0, "tiles after native"),
     ],
 )
-def test_whole_or_in_tiles(
+def test_which_way(
     monkeypatch: pytest.MonkeyPatch, n: int, m: int, scale: float, expected: str, compiled: bool
 ) -> None:
     used = []
-    for name, module in (("whole", cpu_whole), ("tiles", cpu_blocked)):
+    expected, _, native = expected.partition(" after ")
+    if expected == "native" or native or n == 10:
+        if cpu_machine.machine() is None:
+            pytest.skip("machine code cannot run here")
+    else:
+        monkeypatch.setattr(cpu_machine, "machine", lambda: None)
+    for name, module in (("whole", cpu_whole), ("tiles", cpu_blocked), ("native", cpu_native)):
         gradients = module.gradients
 
         def noting(*arguments, name=name, gradients=gradients):  # type: ignore[no-untyped-def]
@@ -63,7 +75,11 @@ def test_whole_or_in_tiles(
         (list(range(1, 40)), 32, False),
     ],
 )
-def test_one_dense_block_or_one_for_each_class(sizes: list[int], m: int, dense: bool) -> None:
+def test_one_dense_block_or_one_for_each_class(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], m: int, dense: bool
+) -> None:
+    monkeypatch.setattr(cpu_machine, "machine", lambda: None)
+    monkeypatch.setattr(cpu, "_latest", None)
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     b = torch.empty(m, 1)
     assert cpu.prepare_labels(labels, None, b, torch.float32).dense == dense

@@ -1,4 +1,4 @@
-"""The CPU backend: machine code of our own where it can run, else whole matrices for small batches, tiles for the rest."""
+"""The CPU backend: machine code of our own where it can run, else whole matrices or tiles, by the size of the batch."""
 
 from __future__ import annotations
 

@@ -26,40 +26,51 @@ class Machine(NamedTuple):
     barrier: int
     lanes: int
     """Entries of a vector."""
+    rows: int
+    """Rows of a block of a product."""
     width: int
-    """Columns of a block of a product."""
+    """Its columns."""
     code: Any
     """Kept alive."""
 
 
 @functools.cache
 def machine() -> Machine | None:
-    """Compiled for this processor at the first call, in a third of a second; None where that is not possible.
+    """Compiled for this processor at the first call, in about a second; None where that is not possible.
 
     It takes Linux on x86-64 with AVX2 or AVX-512, the LLVM inside Triton, and a torch with GNU OpenMP.
     """
     capability = torch.backends.cpu.get_cpu_capability()
-    libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     if platform.system() != "Linux" or platform.machine() != "x86_64" or capability not in ("AVX512", "AVX2"):
         return None
-    if not libraries or importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return compile_machine(wide=capability == "AVX512")
+
+
+def compile_machine(wide: bool) -> Machine | None:
+    """Machine code for AVX-512, or for AVX2, on a system that can run it."""
+    libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
+    if not libraries:
         return None
     try:
         from fastassoc.kernels.cpu import compile_kernels
 
-        code, shape = compile_kernels(wide=capability == "AVX512")
+        code, shape = compile_kernels(wide)
     except (ImportError, AttributeError, TypeError, RuntimeError, OSError):
-        # Another Triton's LLVM, or a system that executes nothing from memory it wrote.
+        # Another Triton's LLVM, or a system that executes nothing from memory that was written.
         return None
     openmp = ctypes.CDLL(str(libraries[0]))
-    openmp.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    openmp.GOMP_parallel.restype = None
-    names = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
-    functions = [ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value or 0 for name in names]
-    sequence = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.addresses["sequence"])
-    return Machine(
-        code.addresses, sequence, openmp.GOMP_parallel, *functions, shape.lanes, shape.lanes * shape.vectors, code
+    parallel = openmp.GOMP_parallel
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    thread, threads, barrier = (
+        ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value or 0
+        for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
     )
+    sequence = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.addresses["sequence"])
+    width = shape.lanes * shape.vectors
+    return Machine(code.addresses, sequence, parallel, thread, threads, barrier, shape.lanes, shape.rows, width, code)
 
 
 class Program:
@@ -78,7 +89,7 @@ class Program:
         """Runs the passes, and forgets them."""
         own, steps = self.own, self._steps
         length = 2 + sum(5 + len(arguments) for _, arguments in steps)
-        block = (ctypes.c_int64 * length)()
+        block: Any = (ctypes.c_int64 * length)()
         at = ctypes.addressof(block) + 8 * (2 + 2 * len(steps))
         alone = self.parts == 1
         # Alone there is nobody to wait for: any function that does nothing.

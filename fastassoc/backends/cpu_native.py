@@ -150,7 +150,7 @@ class _Sizes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, width: int) -> _Sizes:
+def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block: int, width: int) -> _Sizes:
     parts = 1 if rows * columns * depth <= _SERIAL else threads
     vectors = -(-rows // lanes) * lanes
     # Columns a large power of two apart meet in the same places of a cache.
@@ -159,15 +159,25 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, width:
     tile = min(max(_MIN_COLUMNS, _TILE_BYTES // column_bytes), _FLUSHED_COLUMNS)
     count = -(-columns // tile)
     # Even tiles, of whole blocks for every part.
-    tile = columns if count == 1 else -(-columns // (count * 6 * parts)) * 6 * parts
+    tile = columns if count == 1 else -(-columns // (count * block * parts)) * block * parts
     keep = columns
     if 4 * rows * columns > _KEPT_BYTES:
         keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
     lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
     # Each at the begin of a vector.
+    strip = max(block, _STRIP_BYTES // column_bytes // block * block)
     places = np.cumsum([0, *(-(-length // lanes) * lanes for length in lengths)]).tolist()
     return _Sizes(
-        rows, columns, depth, parts, vectors, row, tile, max(6, _STRIP_BYTES // column_bytes // 6 * 6), keep, *places
+        rows,
+        columns,
+        depth,
+        parts,
+        vectors,
+        row,
+        tile,
+        max(block, _STRIP_BYTES // column_bytes // block * block),
+        keep,
+        *places,
     )
 
 
@@ -179,7 +189,9 @@ class _Walk:
         b = inputs.b
         self.inputs = inputs
         self.b = b
-        self.sizes = _sizes(blocks.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.width)
+        self.sizes = _sizes(
+            blocks.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.rows, own.width
+        )
         self.classes = _classes(blocks.buckets, self.sizes.parts, own.lanes, own.width)
         self.program = Program(own, self.sizes.parts)
         # Behind what the sizes place: round trips, t as far as it is kept, and what only the forward passes use.

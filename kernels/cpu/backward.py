@@ -1,7 +1,7 @@
 """The backward passes; see `fastassoc.kernels.cpu.forward` for the names, and for how things lie.
 
-    G_ik = target_ik / (eps + p_aba_ik)      K_ik = G_ik f_i + G_ki f_k              kappa_j = sum_i t_ji (K t)_ji / 2
-    ds_ji = t_ji [(K t)_ji + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]          da = ds' b          db = ds a
+G_ik = target_ik / (eps + p_aba_ik)      K_ik = G_ik f_i + G_ki f_k              kappa_j = sum_i t_ji (K t)_ji / 2
+ds_ji = t_ji [(K t)_ji + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]          da = ds' b          db = ds a
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from fastassoc.kernels.cpu.forward import CLASS_NUMBERS
 from fastassoc.kernels.cpu.ir import Function, Value
 from fastassoc.kernels.cpu.passes import Pass, as_doubles, for_groups, lanes_left
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
-
 
 PACKED_ROWS = 96
 """Of the transpose of ``ds``, that are taken at once: a multiple of a block's and of a vector's."""
@@ -60,7 +59,8 @@ def kernels(shape: Shape) -> Function:
 def terms(shape: Shape) -> Function:
     """``f_i rho_i``, from both terms' shares of ``rho``, and ``g_j h_j``."""
     task = Pass(
-        "terms", "rows row trips_at rho_at f_at upstream_number out_at columns visit_at g_at eps_number factor_number h_at"
+        "terms",
+        "rows row trips_at rho_at f_at upstream_number out_at columns visit_at g_at eps_number factor_number h_at",
     )
     function = task.function
     rows, row, trips, rho, f, upstream, out, columns, visit, g, eps, factor, h = task.arguments()

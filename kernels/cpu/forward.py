@@ -2,7 +2,7 @@
 
 Everything lies transposed, a row for each column j of the scores and ``row`` entries from one to the next, so that the
 labelled samples i fill vectors, and every product has one operand whose entries are taken one by one and one whose rows
-are read as vectors, with nothing packed in between. Entries from N up to a multiple of the vector are there, and finite.
+are read as vectors. Entries from N up to a multiple of the vector are there, and finite.
 
     e_ji = exp(s_ij + bias_b_j - r_i)     R_i = sum_j e_ji      C_j = sum_i e_ji u_i     y_j = C_j^-1/2
     t_ji = e_ji y_j                       g_j = 1 / y_j         v_j = 1 / (C_j y_j)      f_i = 1 / R_i
@@ -80,7 +80,9 @@ def prepare(shape: Shape) -> Function:
                 mask = lanes_left(function, shape, depth - inner.index)
                 block = []
                 for n in range(shape.lanes):
-                    inside = function.select(function.compare("slt", loop.index + n, rows), mask, shape.no_lanes(function))
+                    inside = function.select(
+                        function.compare("slt", loop.index + n, rows), mask, shape.no_lanes(function)
+                    )
                     entries = function.address(own, (loop.index + n) * depth + inner.index)
                     block.append(function.masked_load(shape.vector, entries, inside))
                 for n, x in enumerate(transpose(function, block)):
@@ -98,7 +100,8 @@ def steps(shape: Shape, known: bool) -> Function:
     """``steps``: ``t``, its sums and factors; ``steps_again``: ``t`` from factors that are known."""
     task = Pass(
         "steps_again" if known else "steps",
-        "columns rows depth b_at b_row b_column panels_at t_at row r_at u_at bias_at biased y_at g_at v_at sums_at strip",
+        "columns rows depth b_at b_row b_column panels_at t_at row r_at u_at bias_at biased y_at g_at v_at sums_at "
+        "strip",
     )
     function = task.function
     columns, rows, depth, b, b_row, b_column, panels, t, row, r, u, bias, biased, *rest = task.arguments()
@@ -108,7 +111,9 @@ def steps(shape: Shape, known: bool) -> Function:
     def exponentials(own_sums: Value) -> Callable[[Value, int], None]:
         def body(j: Value, count: int) -> None:
             lines = [function.address(t, row * (j + n)) for n in range(count)]
-            biases = [function.splat(shape.vector, function.load("float", bias, biased * (j + n))) for n in range(count)]
+            biases = [
+                function.splat(shape.vector, function.load("float", bias, biased * (j + n))) for n in range(count)
+            ]
             zero = function.constant(shape.vector, 0.0)
             factors = []
             if known:
@@ -170,9 +175,10 @@ def steps(shape: Shape, known: bool) -> Function:
 def trips(shape: Shape) -> Function:
     """``S_ik += sum_j t_ji t_jk`` for ``i >= k`` of a class.
 
-    ``tasks``: for each part the number of its first task, and of the first of no part; then, from `TASK_NUMBERS` times that on,
-    for each task the first row, the rows from there to the end of the class, the class's size, the place in ``S`` of
-    the row's own entry, and its number of panels of k. ``singles`` rows from ``single`` on are alone in their classes.
+    ``tasks``: for each part the number of its first task, and of the first of no part; then, at `TASK_NUMBERS` times
+    its number, for each task the first row, the rows from there to the end of the class, the class's size, the place
+    in ``S`` of the row's own entry, and how many panels of k it has. ``singles`` rows from ``single`` on are alone in
+    their classes.
     """
     task = Pass("trips", "columns t_at row s_at tasks_at single singles single_s_at scratch_at scratch_row")
     function = task.function
@@ -247,7 +253,9 @@ def row_factors(shape: Shape) -> Function:
         first, last = task.span(part, row)
         with function.loop(first, last, 1) as loop:
             total = _over_parts(task, sums, row, loop.index)
-            factor = function.convert("fptrunc", function.binary("div", function.constant("double", 1.0), total), "float")
+            factor = function.convert(
+                "fptrunc", function.binary("div", function.constant("double", 1.0), total), "float"
+            )
             inside = function.compare("slt", loop.index, rows)
             function.store(function.select(inside, factor, function.constant("float", 0.0)), f, loop.index)
 

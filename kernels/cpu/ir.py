@@ -257,7 +257,9 @@ def module(functions: Sequence[Function], attributes: Sequence[str]) -> str:
     """The text of a module."""
     declarations = sorted(set().union(*(function.declarations for function in functions)))
     parts = ['target triple = "x86_64-unknown-linux-gnu"', *map(str, functions), *declarations]
-    groups = [f"attributes #{number} = {{ {' '.join(attributes)}{more} }}" for number, more in enumerate(("", " noinline"))]
+    groups = [
+        f"attributes #{number} = {{ {' '.join(attributes)}{more} }}" for number, more in enumerate(("", " noinline"))
+    ]
     return "\n".join([*parts, *groups, ""])
 
 

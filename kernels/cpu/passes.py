@@ -90,7 +90,14 @@ def exponential(function: Function, shape: Shape, x: Value) -> Value:
     count = shifted - magic
     x = function.fma(count, constant(-0.693359375), x)
     x = function.fma(count, constant(2.12194440e-4), x)
-    coefficients = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    coefficients = (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    )
     p = polynomial(function, x, (*coefficients, 1.0, 1.0))
     power = function.binary("shl", function.convert("bitcast", shifted, shape.integers), 23)
     return p * function.convert("bitcast", power + 0x3F800000, shape.vector)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from fastassoc.kernels.cpu.ir import Function, Value
 
-
 DEPTH_STEP = 128
 """Terms of a product's sums that a panel holds: a panel of them stays in the first cache."""
 
@@ -40,7 +39,6 @@ class Shape(NamedTuple):
         """The type of a mask."""
         return f"<{self.lanes} x i1>"
 
-
     def all_lanes(self, function: Function) -> Value:
         """A mask."""
         return Value(function, self.mask, f"<{', '.join(['i1 true'] * self.lanes)}>")
@@ -60,7 +58,7 @@ def first_lanes(function: Function, shape: Shape, count: Value) -> Value:
 
 
 def _block(shape: Shape, rows: int, vectors: int, whole: bool) -> Function:
-    """``c (+)= a b`` for a block of rows and of vectors, the last of them ``tail`` entries wide unless all are whole."""
+    """``c (+)= a b`` for a block of rows and vectors, the last ``tail`` entries wide unless all are whole."""
     names = "a a_row a_column b b_row c c_row depth accumulate tail"
     kinds = {"a": "ptr", "b": "ptr", "c": "ptr", "accumulate": "i1"}
     parameters = [(name, kinds.get(name, "i64")) for name in names.split()]
@@ -114,7 +112,9 @@ def _block_name(rows: int, vectors: int, whole: bool) -> str:
 def pack(shape: Shape) -> Function:
     """``pack``: rows copied to where they lie closer, ``out_row`` a multiple of the vector, the rest of a vector 0."""
     names = "rows columns x x_row out out_row"
-    function = Function("pack", [(name, "ptr" if name in ("x", "out") else "i64") for name in names.split()], internal=True)
+    function = Function(
+        "pack", [(name, "ptr" if name in ("x", "out") else "i64") for name in names.split()], internal=True
+    )
     rows, columns, x, x_row, out, out_row = function.parameters
     whole = function.quotient(columns, shape.lanes) * shape.lanes
     mask = first_lanes(function, shape, columns - whole)
