@@ -108,7 +108,7 @@ def gradients(
     # Tiles save more tensors than whole, and their last but two is never None.
     if len(saved) < _MAX_SAVED or saved[_MAX_SAVED - 3] is None:
         return cpu_whole.gradients(inputs, saved, grad_walker, grad_visit, needs)
-    return block_losses.gradients(cpu_blocked, inputs, saved, grad_walker, grad_visit, needs)
+    return block_losses.gradients(cpu_blocked, inputs, saved[:_MAX_SAVED], grad_walker, grad_visit, needs)
 
 
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:

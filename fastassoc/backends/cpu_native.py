@@ -27,6 +27,8 @@ SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
 _TILE_BYTES = 4 * 2**20
 _MIN_COLUMNS = 128
+_TILE_BLOCKS = 8
+"""Blocks of columns that a tile is a multiple of."""
 _WORKSPACE_BYTES = 32 * 2**20
 """Bound on the scratch tiles and the kept tiles together."""
 _SCRATCH_TILES = 2
@@ -158,8 +160,8 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block:
     column_bytes = 4 * row
     tile = min(max(_MIN_COLUMNS, _TILE_BYTES // column_bytes), _FLUSHED_COLUMNS)
     count = -(-columns // tile)
-    # Even tiles, of whole blocks for every part.
-    tile = columns if count == 1 else -(-columns // (count * block * parts)) * block * parts
+    # Even tiles of whole blocks for the parts, however many: other threads may run the backward pass.
+    tile = columns if count == 1 else -(-columns // (count * _TILE_BLOCKS * block)) * _TILE_BLOCKS * block
     keep = columns
     if 4 * rows * columns > _KEPT_BYTES:
         keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
@@ -167,18 +169,7 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block:
     # Each at the begin of a vector.
     strip = max(block, _STRIP_BYTES // column_bytes // block * block)
     places = np.cumsum([0, *(-(-length // lanes) * lanes for length in lengths)]).tolist()
-    return _Sizes(
-        rows,
-        columns,
-        depth,
-        parts,
-        vectors,
-        row,
-        tile,
-        max(block, _STRIP_BYTES // column_bytes // block * block),
-        keep,
-        *places,
-    )
+    return _Sizes(rows, columns, depth, parts, vectors, row, tile, strip, keep, *places)
 
 
 class _Walk:

@@ -18,4 +18,4 @@ def compile_kernels(wide: bool) -> tuple[machine_code.Library, Shape]:
     attributes = [f'"min-legal-vector-width"="{bits}"', f'"prefer-vector-width"="{bits}"', "nounwind"]
     functions = [*product_functions(shape), passes.sequence(), *forward.functions(shape), *backward.functions(shape)]
     text = ir.module(functions, attributes)
-    return machine_code.compile_module(text, "x86-64-v4" if wide else "x86-64-v3", ""), shape
+    return machine_code.compile_module(text, "x86-64-v4" if wide else "x86-64-v3"), shape

@@ -7,10 +7,10 @@ import mmap
 import struct
 from typing import NamedTuple
 
-_PAGE = mmap.PAGESIZE
-_ALLOCATED, _SYMBOLS, _RELOCATIONS, _ZEROS = 0x2, 2, 4, 8
+# Of the ELF format for x86-64: a flag and types of sections, and the types of relocation R_X86_64_PC32 and _PLT32.
+_ALLOCATED = 0x2
+_PROGRAM, _SYMBOLS, _RELOCATIONS = 1, 2, 4
 _PC_RELATIVE = (2, 4)
-"""R_X86_64_PC32, R_X86_64_PLT32."""
 
 
 class _Section(NamedTuple):
@@ -26,49 +26,62 @@ class _Section(NamedTuple):
     entry_size: int
 
 
+class _Symbol(NamedTuple):
+    name: str
+    place: int | None
+    """In the library's memory; None for what is defined elsewhere."""
+
+
 class Library:
-    """Machine code in memory; functions by name."""
+    """Machine code in memory, and the addresses of its functions."""
 
     def __init__(self, elf: bytes) -> None:
         sections = _sections(elf)
-        places: dict[int, int] = {}
-        size = 0
-        for number, section in enumerate(sections):
-            if section.flags & _ALLOCATED and section.size:
-                size = -(-size // max(section.alignment, 1)) * max(section.alignment, 1)
-                places[number] = size
-                size += section.size
-        self._memory = mmap.mmap(-1, -(-size // _PAGE) * _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        places, size = _places(sections)
+        self._memory = mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         for number, place in places.items():
             section = sections[number]
-            if section.kind != _ZEROS:
-                self._memory[place : place + section.size] = elf[section.offset : section.offset + section.size]
-        self.addresses: dict[str, int] = {}
-        symbols: list[int | None] = []
-        for section in sections:
-            if section.kind == _SYMBOLS:
-                names = sections[section.link].offset
-                for at in range(section.offset, section.offset + section.size, 24):
-                    name, _, _, home, value, _ = struct.unpack_from("<IBBHQQ", elf, at)
-                    place = places[home] + value if home in places else None
-                    symbols.append(place)
-                    if place is not None and name:
-                        end = elf.index(b"\0", names + name)
-                        self.addresses[elf[names + name : end].decode()] = self._base + place
+            self._memory[place : place + section.size] = elf[section.offset : section.offset + section.size]
+        symbols = _symbols(elf, sections, places)
         for section in sections:
             if section.kind == _RELOCATIONS and section.info in places:
                 for at in range(section.offset, section.offset + section.size, 24):
-                    offset, info, addend = struct.unpack_from("<QQq", elf, at)
-                    target = symbols[info >> 32]
-                    if info & 0xFFFFFFFF not in _PC_RELATIVE or target is None:
-                        raise RuntimeError(f"relocation {info:#x} of the machine code is not one that can be resolved")
-                    where = places[section.info] + offset
-                    struct.pack_into("<i", self._memory, where, target + addend - where)
+                    self._relocate(symbols, places[section.info], *struct.unpack_from("<QQq", elf, at))
+        self.addresses = {symbol.name: base + symbol.place for symbol in symbols if symbol.place is not None}
         protect = ctypes.CDLL(None, use_errno=True).mprotect
         protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        if protect(self._base, len(self._memory), mmap.PROT_READ | mmap.PROT_EXEC):
+        if protect(base, len(self._memory), mmap.PROT_READ | mmap.PROT_EXEC):
             raise OSError(ctypes.get_errno(), "memory cannot be made executable")
+
+    def _relocate(self, symbols: list[_Symbol], place: int, offset: int, info: int, addend: int) -> None:
+        symbol, kind = symbols[info >> 32], info & 0xFFFFFFFF
+        if kind not in _PC_RELATIVE or symbol.place is None:
+            raise RuntimeError(
+                f"relocation of type {kind} refers to {symbol.name or 'a section'}: it cannot be resolved"
+            )
+        struct.pack_into("<i", self._memory, place + offset, symbol.place + addend - (place + offset))
+
+
+def _places(sections: list[_Section]) -> tuple[dict[int, int], int]:
+    """Where each section that is part of a running program goes, by its number, and the size of them all."""
+    places, size = {}, 0
+    for number, section in enumerate(sections):
+        if section.flags & _ALLOCATED and section.kind == _PROGRAM and section.size:
+            places[number] = -(-size // section.alignment) * section.alignment
+            size = places[number] + section.size
+    return places, size
+
+
+def _symbols(elf: bytes, sections: list[_Section], places: dict[int, int]) -> list[_Symbol]:
+    (table,) = (section for section in sections if section.kind == _SYMBOLS)
+    names = sections[table.link].offset
+    symbols = []
+    for at in range(table.offset, table.offset + table.size, 24):
+        name, _, _, home, value, _ = struct.unpack_from("<IBBHQQ", elf, at)
+        text = elf[names + name : elf.index(b"\0", names + name)].decode()
+        symbols.append(_Symbol(text, places[home] + value if home in places else None))
+    return symbols
 
 
 def _sections(elf: bytes) -> list[_Section]:
@@ -77,9 +90,9 @@ def _sections(elf: bytes) -> list[_Section]:
     return [_Section(*struct.unpack_from("<IIQQQQIIQQ", elf, table + number * entry_size)) for number in range(count)]
 
 
-def compile_module(ir: str, processor: str, features: str) -> Library:
-    """Machine code for functions in LLVM IR."""
+def compile_module(ir: str, processor: str) -> Library:
+    """Machine code for functions in LLVM IR; RuntimeError where it refers to what is not in it."""
     from triton._C.libtriton import llvm
 
     llvm.init_targets()
-    return Library(llvm.translate_to_asm(ir, "x86_64-unknown-linux-gnu", processor, features, [], False, True))
+    return Library(llvm.translate_to_asm(ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True))

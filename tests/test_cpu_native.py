@@ -1,0 +1,258 @@
+"""Machine code of our own: what it reads and writes, how work is shared, and where it gives way."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastassoc
+from benchmarks import eager
+from fastassoc import reference
+from fastassoc.backends import cpu, cpu_machine, cpu_native
+from fastassoc.classes import Bucket, class_blocks
+from tests.cases import assert_as_exact_as, evaluate, make_case
+from tests.conftest import NATIVE, take_native
+
+pytestmark = pytest.mark.skipif(cpu_machine.machine() is None, reason="machine code cannot run here")
+
+
+@pytest.fixture(params=NATIVE)
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return take_native(monkeypatch, request.param)
+
+
+# Off the block's 6 rows and 64 columns, the vector's 16 and 8, the 128 terms of a step and the 96 packed rows.
+SHAPES = [(1, 1, 1, 1), (7, 5, 3, 2), (16, 17, 16, 4), (65, 131, 33, 3), (97, 300, 128, 1), (130, 257, 129, 130)]
+
+
+@pytest.mark.parametrize(("n", "m", "d", "classes"), [*SHAPES, (210, 1000, 20, 40)])
+@pytest.mark.parametrize("options", [{}, {"similarity": "euclidean"}, {"visit_weight": 0.0}], ids=str)
+def test_ragged_sizes(native: str, n: int, m: int, d: int, classes: int, options: dict[str, object]) -> None:
+    if n == 1 and "similarity" in options:
+        # The bound knows the size of the terms of dot products only, and this gradient is a difference of equal ones.
+        return
+    case = make_case(n, m, d, classes, scale=0.5, dtype=torch.float32)
+    mine = evaluate(fastassoc.walker_visit_loss, case, **options)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    assert_as_exact_as(mine, evaluate(reference.walker_visit_loss, case, torch.float32, **options), exact, case)
+
+
+@pytest.mark.usefixtures("native")
+def test_nothing_is_written_beyond_what_was_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = 1000
+    allocated = []
+
+    def guarded(length: int) -> torch.Tensor:
+        # NaN to begin with: what is read before it is written shows.
+        memory = torch.full((length + 2 * guard,), float("nan"))
+        memory[:guard] = memory[guard + length :] = 7.0
+        allocated.append(memory)
+        return memory[guard : guard + length]
+
+    monkeypatch.setattr(cpu_native, "_large", guarded)
+    monkeypatch.setattr(cpu_native, "_floats", guarded)
+    for n, m, d, classes in SHAPES:
+        case = make_case(n, m, d, classes, scale=0.5, dtype=torch.float32)
+        for x in evaluate(fastassoc.walker_visit_loss, case):
+            assert x.isfinite().all()
+    assert len(allocated) >= 2 * len(SHAPES)
+    for memory in allocated:
+        assert (memory[:guard] == 7.0).all()
+        assert (memory[-guard:] == 7.0).all()
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_however_they_lie(dtype: torch.dtype) -> None:
+    case = make_case(40, 90, 24, 4, dtype=dtype)
+    expected = evaluate(fastassoc.walker_visit_loss, case)
+    wide = torch.full((24, 200), float("nan"), dtype=dtype)
+    wide[:, ::4][:, :40], wide[:, 1::2][:, :90] = case.a.t(), case.b.t()
+    scattered = case._replace(a=wide[:, ::4][:, :40].t(), b=wide[:, 1::2][:, :90].t())
+    assert torch.equal(scattered.a, case.a)
+    assert torch.equal(scattered.b, case.b)
+    for x, y in zip(evaluate(fastassoc.walker_visit_loss, scattered), expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("path", ["native", "native tiles"])
+@pytest.mark.parametrize(("forward", "backward"), [(1, 3), (3, 1), (2, 5)])
+def test_other_threads_may_run_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch, path: str, forward: int, backward: int
+) -> None:
+    take_native(monkeypatch, path)
+    if path == "native tiles":
+        # Some tiles kept, some not.
+        monkeypatch.setattr(cpu_native, "_WORKSPACE_BYTES", 2**17)
+    threads = torch.get_num_threads()
+    case = make_case(64, 500, 16, 4, dtype=torch.float32)
+    a, b = case.a.clone().requires_grad_(), case.b.clone().requires_grad_()
+    try:
+        torch.set_num_threads(forward)
+        loss = fastassoc.walker_visit_loss(a, b, case.labels)
+        torch.set_num_threads(backward)
+        da, db = torch.autograd.grad(loss, (a, b))
+    finally:
+        torch.set_num_threads(threads)
+    exact_a, exact_b = case.a.double().requires_grad_(), case.b.double().requires_grad_()
+    exact = torch.autograd.grad(reference.walker_visit_loss(exact_a, exact_b, case.labels), (exact_a, exact_b))
+    for mine, right in zip((da, db), exact, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5 * right.abs().max().item())
+
+
+def test_parts_do_not_depend_on_the_threads_there_are() -> None:
+    """A team may be smaller than was asked for; each thread then takes several parts."""
+    own = cpu_machine.machine()
+    assert own is not None
+    sums, factors = torch.rand(5, 16, dtype=torch.float64), torch.zeros(16)
+    program = cpu_machine.Program(own, parts=5)
+    program.add("row_factors", 13, 16, sums.data_ptr(), factors.data_ptr())
+    program.run()
+    expected = sums.sum(0).reciprocal().float()
+    expected[13:] = 0.0
+    torch.testing.assert_close(factors, expected)
+    # Five parts, and this thread alone.
+    factors.zero_()
+    block = (ctypes.c_int64 * 11)(
+        own.threads, 1, own.addresses["row_factors"], 0, own.thread, own.threads, 5, 13, 16, sums.data_ptr(),
+        factors.data_ptr(),
+    )  # fmt: skip
+    block[3] = ctypes.addressof(block) + 32
+    own.sequence(block)
+    torch.testing.assert_close(factors, expected)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=12).map(lambda x: sorted(x, reverse=True)),
+    parts=st.integers(1, 9),
+)
+def test_tasks_cover_every_pair_once(sizes: list[int], parts: int) -> None:
+    buckets, start = [], 0
+    for size in dict.fromkeys(sizes):
+        buckets.append(Bucket(start, sizes.count(size), size))
+        start += size * sizes.count(size)
+    layout = cpu_native._classes(tuple(buckets), parts, 16, 64)
+    assert layout.pairs == sum(size**2 for size in sizes)
+    covered = np.zeros(layout.pairs, int)
+    bounds = layout.tasks[: parts + 1]
+    tasks = layout.tasks.reshape(-1, 5)
+    assert bounds[-1] == len(tasks)
+    of_row = np.repeat(np.arange(len(sizes)), sizes)
+    for part in range(parts):
+        for first_row, left, size, place, panels in tasks[bounds[part] : bounds[part + 1]]:
+            number = of_row[first_row]
+            assert (of_row[first_row : first_row + left] == number).all()
+            own_place, row = layout.every[number, 2], first_row - layout.every[number, 0]
+            assert place == own_place + row * (size + 1)
+            for column in range(row, min(row + 64 * panels, size)):
+                begin = row + (column - row) // 64 * 64
+                covered[own_place + np.arange(begin, size) * size + column] += 1
+    expected = np.zeros(layout.pairs, bool)
+    for _, size, place, *_ in layout.every[: layout.several]:
+        expected[place + (np.arange(size)[:, None] * size + np.arange(size))[np.tril_indices(size)]] = True
+    # Blocks on the diagonal are whole.
+    assert (covered[expected] == 1).all()
+    assert covered.max(initial=0) <= 1
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("what", ["logits", "overflow", "nan", "inf", "eps", "float64", "subclass"])
+def test_gives_way(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Where the form does not hold, the loss is that of the other ways."""
+    used = []
+    gradients = cpu_native.gradients
+    monkeypatch.setattr(cpu_native, "gradients", lambda *x: used.append(1) or gradients(*x))  # type: ignore[func-returns-value]
+    case = make_case(30, 50, 8, 3, dtype=torch.float64 if what == "float64" else torch.float32)
+    a, b = case.a, case.b
+    if what in ("logits", "overflow"):
+        a = a * (30.0 if what == "logits" else 300.0)
+    elif what in ("nan", "inf"):
+        b[7, 3] = float(what)
+    elif what == "subclass":
+        b = b.as_subclass(type("Own", (torch.Tensor,), {}))
+    a.requires_grad_()
+    eps = 0.0 if what == "eps" else 1e-8
+    loss = fastassoc.walker_visit_loss(a, b, case.labels, eps=eps)
+    loss.backward()
+    assert not used
+    if what in ("nan", "inf"):
+        assert loss.isnan()
+    else:
+        exact = reference.walker_visit_loss(a.detach().double(), b.double(), case.labels, eps=eps)
+        # A subclass gives one of its own.
+        mine, right = (x.detach().double().as_subclass(torch.Tensor) for x in (loss, exact))
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=0)
+
+
+def test_long_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows and many columns: rho is the difference of sums over all columns that nearly cancel."""
+    take_native(monkeypatch)
+    case = make_case(10, 60_000, 16, 5, scale=0.5, dtype=torch.float32)
+    mine = evaluate(fastassoc.walker_visit_loss, case)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    assert_as_exact_as(mine, evaluate(eager.walker_visit_loss, case), exact, case)
+
+
+def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No page faults in a training: the large memory of a step is that of the step before."""
+    take_native(monkeypatch)
+    case = make_case(500, 500, 16, 5, dtype=torch.float32)
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    addresses = set()
+    large = cpu_native._large
+
+    def noting(length: int) -> torch.Tensor:
+        memory = large(length)
+        addresses.add(memory.data_ptr())
+        return memory
+
+    monkeypatch.setattr(cpu_native, "_large", noting)
+    for _ in range(5):
+        fastassoc.walker_visit_loss(a, b, case.labels).backward()
+    assert len(addresses) <= 4
+
+
+def test_a_batch_of_known_classes_takes_no_dense_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_native(monkeypatch)
+    labels = torch.arange(30) % 3
+    assert cpu.prepare_labels(labels, None, torch.zeros(20, 4), torch.float32).of_classes
+    assert class_blocks(labels, torch.float32).of_classes
+
+
+@pytest.mark.parametrize("missing", ["triton", "openmp", "compiler", "processor"])
+def test_runs_without(missing: str) -> None:
+    """Each in a process of its own, as the way is chosen once."""
+    broken = {
+        "triton": "sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None",
+        "openmp": "pathlib.Path.glob = lambda self, pattern: iter(())",
+        "compiler": "import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda: None",
+        "processor": "torch.backends.cpu.get_cpu_capability = lambda: 'DEFAULT'",
+    }[missing]
+    script = f"""
+import importlib.util, pathlib, sys, torch, fastassoc
+{broken}
+from fastassoc.backends import cpu_machine
+a, b = torch.randn(100, 8), torch.randn(100, 8)
+print(cpu_machine.machine(), fastassoc.walker_visit_loss(a, b, torch.arange(100) % 5).item() > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "True"]
+
+
+def test_a_relocation_that_is_not_known_is_refused() -> None:
+    from fastassoc.kernels.cpu import machine_code
+
+    calls_another = """
+target triple = "x86_64-unknown-linux-gnu"
+declare void @elsewhere()
+define void @here() { call void @elsewhere() ret void }
+"""
+    with pytest.raises(RuntimeError, match=r"relocation .* refers to elsewhere"):
+        machine_code.compile_module(calls_another, "x86-64-v3")
