@@ -6,6 +6,8 @@ import platform
 import subprocess
 from datetime import date
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": version("triton") if find_spec("triton") else "none",
         "fastassoc": fastassoc.__version__,
     }
 

@@ -46,6 +46,8 @@ _PACKED = 2**16
 """Numbers that a thread packs at once, at most: a quarter of its second cache."""
 _DEPTH, _PACKED_ROWS = 128, 96
 """What it packs at least; see `fastassoc.kernels.cpu`."""
+_CHECKED_SCORES = 2**16
+"""From so many scores on the first tile is looked at before work goes on."""
 _CPU = torch.device("cpu")
 
 
@@ -273,6 +275,14 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
         end = start + count
         t = at(walk.kept, start * row) if end <= walk.kept_columns else scratch_at
         walk.steps("steps", start, count, t, sums_at)
+        if start == 0 or end == columns:
+            program.add("row_factors", rows, row, sums_at, f)
+            program.add("limits", f, rows, at(sizes.y), end, ctypes.addressof(found))
+        if start == 0 and rows * columns >= _CHECKED_SCORES:
+            program.run()
+            # Most batches that this form is not for end here.
+            if not _holds(inputs.eps, found, all_columns=end == columns):
+                return None
         program.add(
             "trips", count, t, row, trips_at, classes.tasks_at, classes.single, classes.singles,
             trips_at + 4 * classes.single_place, at(walk.packed), classes.packed,
@@ -281,14 +291,6 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
         if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
             program.add("flush", trips_at, p_at, pairs)
             added = 0
-        if start == 0 or end == columns:
-            program.add("row_factors", rows, row, sums_at, f)
-            program.add("limits", f, rows, at(sizes.y), end, ctypes.addressof(found))
-        if start == 0 and end < columns:
-            program.run()
-            # Most batches that this form is not for end here.
-            if not _holds(inputs.eps, found, all_columns=False):
-                return None
     program.add("probabilities", classes.every_at, classes.number, p_at, f, u)
     eps = double(inputs.eps)
     if inputs.visit:
