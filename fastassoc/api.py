@@ -94,7 +94,7 @@ def walker_visit_loss(
     ``b`` are met equally often. No N x N matrix is held beyond small batches. One N x M matrix is kept for the backward
     pass where it takes up to 256 MiB; beyond, memory does not grow with it: next to inputs and gradients it is
     ``O(N D + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 15,000, where the smallest
-    tiles outgrow it). What was used, up to 272 MiB, stays with the process for the next call.
+    tiles outgrow it). What was used, up to 288 MiB, stays with the process for the next call.
 
     Args:
         a: [N, D] embeddings of labelled samples; float16, bfloat16, float32 or float64.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST_BYTES = 64 * 2**10
-_FREE_BYTES = 272 * 2**20
+_FREE_BYTES = 288 * 2**20
 """What is kept for later calls, at most: the largest matrix that lives from forward to backward, and some tiles."""
 
 _free: list[np.ndarray] = []
