@@ -81,6 +81,24 @@ def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = N
     return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n, False)
 
 
+def as_dense_block(blocks: ClassBlocks) -> ClassBlocks:
+    """The rows of class blocks, in their order, as one block; for a few hundred rows."""
+    target = _dense_target(
+        blocks.buckets, np.dtype(np.float64 if blocks.minus_target.dtype == torch.float64 else np.float32)
+    )
+    bucket = Bucket(0, 1, blocks.rows)
+    return ClassBlocks(blocks.order, blocks.position, (bucket,), torch.from_numpy(target), blocks.rows, False)
+
+
+@functools.lru_cache(maxsize=1)
+def _dense_target(buckets: tuple[Bucket, ...], dtype: np.dtype) -> np.ndarray:
+    sizes = np.repeat([bucket.size for bucket in buckets], [bucket.blocks for bucket in buckets])
+    of_row = np.arange(len(sizes)).repeat(sizes)
+    target: np.ndarray = np.equal.outer(of_row, of_row).astype(dtype)
+    target /= (-len(of_row) * sizes).repeat(sizes)[:, None]
+    return target.reshape(-1)
+
+
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
     """One block for each class; classes of equal size share a bucket, the largest first.
 

@@ -28,7 +28,7 @@ from tests.cases import assert_as_exact_as, evaluate, make_case
         (10, 400, 0.3, "whole"),
         (64, 64, 0.3, "native"),
         (300, 1000, 0.3, "native"),
-        # Beyond its range, a batch goes where it would without machine code.
+        # Beyond its range, a batch goes where it would without machine code, and in the blocks it would.
         (100, 200, 3.0, "whole after native"),
         (300, 1000, 3.0, "tiles after native"),
     ],

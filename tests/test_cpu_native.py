@@ -32,12 +32,18 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 SHAPES = [(1, 1, 1, 1), (7, 5, 3, 2), (16, 17, 16, 4), (65, 131, 33, 3), (97, 300, 128, 1), (130, 257, 129, 130)]
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(("n", "m", "d", "classes"), [*SHAPES, (210, 1000, 20, 40)])
 @pytest.mark.parametrize("options", [{}, {"similarity": "euclidean"}, {"visit_weight": 0.0}], ids=str)
-def test_ragged_sizes(native: str, n: int, m: int, d: int, classes: int, options: dict[str, object]) -> None:
-    if n == 1 and "similarity" in options:
-        # The bound knows the size of the terms of dot products only, and this gradient is a difference of equal ones.
-        return
+def test_ragged_sizes(
+    monkeypatch: pytest.MonkeyPatch, n: int, m: int, d: int, classes: int, options: dict[str, object]
+) -> None:
+    if n < 3:
+        # One for the other forms, which have tests of their own.
+        monkeypatch.setattr(cpu_native, "gradients", None)
+        if "similarity" in options:
+            # The bound knows the size of the terms of dot products only; this gradient is a difference of equal ones.
+            return
     case = make_case(n, m, d, classes, scale=0.5, dtype=torch.float32)
     mine = evaluate(fastassoc.walker_visit_loss, case, **options)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
@@ -45,14 +51,17 @@ def test_ragged_sizes(native: str, n: int, m: int, d: int, classes: int, options
 
 
 @pytest.mark.usefixtures("native")
-def test_nothing_is_written_beyond_what_was_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"similarity": "euclidean"}], ids=str)
+def test_nothing_is_read_or_written_beyond_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
     guard = 1000
-    allocated = []
+    allocated: list[torch.Tensor] = []
 
     def guarded(length: int) -> torch.Tensor:
-        # NaN to begin with: what is read before it is written shows.
+        # NaN inside, too: what is read before it is written shows.
         memory = torch.full((length + 2 * guard,), float("nan"))
-        memory[:guard] = memory[guard + length :] = 7.0
+        memory.view(torch.int32)[:guard] = memory.view(torch.int32)[guard + length :] = 0x7FC12345
         allocated.append(memory)
         return memory[guard : guard + length]
 
@@ -60,12 +69,14 @@ def test_nothing_is_written_beyond_what_was_allocated(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cpu_native, "_floats", guarded)
     for n, m, d, classes in SHAPES:
         case = make_case(n, m, d, classes, scale=0.5, dtype=torch.float32)
-        for x in evaluate(fastassoc.walker_visit_loss, case):
+        a, b = (guarded(x.numel()).view(x.shape).copy_(x) for x in (case.a, case.b))
+        before = len(allocated)
+        for x in evaluate(fastassoc.walker_visit_loss, case._replace(a=a, b=b), **options):
             assert x.isfinite().all()
-    assert len(allocated) >= 2 * len(SHAPES)
+        assert (len(allocated) > before) == (n > 2)
     for memory in allocated:
-        assert (memory[:guard] == 7.0).all()
-        assert (memory[-guard:] == 7.0).all()
+        for zone in (memory[:guard], memory[-guard:]):
+            assert (zone.view(torch.int32) == 0x7FC12345).all()
 
 
 @pytest.mark.usefixtures("native")
@@ -189,6 +200,48 @@ def test_gives_way(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         # A subclass gives one of its own.
         mine, right = (x.detach().double().as_subclass(torch.Tensor) for x in (loss, exact))
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=0)
+
+
+# Common offsets of the scores, on both sides of where the form gives way (about 2^60 = exp(41.6) to a sum).
+@pytest.mark.parametrize("offset", [-44.0, -40.0, -36.0, 30.0, 36.0, 38.0, 40.0, 44.0, 60.0, 80.0])
+@pytest.mark.parametrize("weight", [1e-9, 1e-4, 1.0, 1e9])
+@pytest.mark.parametrize("flush", [False, True])
+def test_offsets_and_weights(monkeypatch: pytest.MonkeyPatch, offset: float, weight: float, flush: bool) -> None:
+    take_native(monkeypatch)
+    case = make_case(80, 60, 16, 4, dtype=torch.float32, scale=0.5)
+    case.a[:, 0], case.b[:, 0] = offset, 1.0
+    options = {"walker_weight": weight, "visit_weight": weight}
+    torch.set_flush_denormal(flush)
+    try:
+        mine = evaluate(fastassoc.walker_visit_loss, case, **options)
+    finally:
+        torch.set_flush_denormal(False)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    rival = evaluate(eager.walker_visit_loss, case, **options)
+    for x, y, right in zip(mine, rival, exact, strict=True):
+        scale = float(right.norm())
+        assert float((x - right).norm()) / scale <= 2 * float((y - right).norm()) / scale + 1e-6
+
+
+def test_a_row_of_the_largest_class_can_be_packed() -> None:
+    assert cpu_native._classes((Bucket(0, 1, 70_001),), 2, 16, 64).packed >= 70_001
+
+
+@pytest.mark.parametrize("what", ["negative", "zero"])
+def test_operations_that_are_still_to_be_done(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A tensor's memory may hold the negative of its numbers, or nothing at all."""
+    take_native(monkeypatch)
+    case = make_case(40, 50, 8, 4, dtype=torch.float32)
+    lazy = torch._neg_view(-case.b) if what == "negative" else torch._efficientzerotensor((50, 8))
+    expected = fastassoc.walker_visit_loss(case.a, lazy + 0.0, case.labels)
+    torch.testing.assert_close(fastassoc.walker_visit_loss(case.a, lazy, case.labels), expected)
+
+
+@pytest.mark.parametrize(("n", "m", "kept"), [(4096, 16384, True), (1, 20_000_000, False), (256, 260_000, True)])
+def test_what_is_kept_is_bounded(n: int, m: int, kept: bool) -> None:
+    sizes = cpu_native._sizes(n, m, 2, 2, 16, 6, 64)
+    assert (sizes.keep == m) == kept
+    assert sizes.keep * sizes.row * 4 <= 272 * 2**20
 
 
 def test_long_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fastassoc.backends import (
     cpu_native,
     cpu_whole,
 )
-from fastassoc.classes import ClassBlocks, class_blocks, dense_block
+from fastassoc.classes import ClassBlocks, as_dense_block, class_blocks, dense_block
 
 _DENSE_PRODUCTS = 4 * 10**6
 """Up to this many products ``N^2 M`` one dense block is quicker than sorting the labels."""
@@ -72,14 +73,28 @@ def _native(dtype: torch.dtype, scores: int) -> cpu_machine.Machine | None:
 
 def _make_blocks(values: np.ndarray, dtype: torch.dtype, kept_rows: Tensor | None, columns: int) -> ClassBlocks:
     rows = len(values)
-    if _native(dtype, rows * columns) is not None:
-        return class_blocks(torch.from_numpy(values), dtype, kept_rows)
-    products = rows * rows * columns
     # So few labels are counted in less time than it takes to sort them.
-    dense = products <= _DENSE_PRODUCTS or (
-        rows <= _DENSE_ROWS and products <= _DENSE_PRODUCTS * len(set(Counter(values.tolist()).values()))
+    dense = _native(dtype, rows * columns) is None and _dense_is_quicker(
+        rows, columns, lambda: len(set(Counter(values.tolist()).values()))
     )
     return (dense_block if dense else class_blocks)(torch.from_numpy(values), dtype, kept_rows)
+
+
+def _dense_is_quicker(rows: int, columns: int, count_sizes: Callable[[], int]) -> bool:
+    """For operations, of which each size of class takes its own."""
+    products = rows * rows * columns
+    return products <= _DENSE_PRODUCTS or (rows <= _DENSE_ROWS and products <= _DENSE_PRODUCTS * count_sizes())
+
+
+def _for_operations(inputs: Inputs) -> Inputs:
+    """A batch that machine code does not take, with the blocks that operations are quickest on."""
+    blocks: ClassBlocks = inputs.labels
+    columns = inputs.b.shape[0]
+    if _native(inputs.dtype, blocks.rows * columns) is None:
+        return inputs
+    if not _dense_is_quicker(blocks.rows, columns, lambda: len(blocks.buckets)):
+        return inputs
+    return inputs._replace(labels=as_dense_block(blocks))
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
@@ -89,6 +104,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
         native = cpu_native.losses(own, inputs, needs_gradient, statistics)
         if native is not None:
             return native
+    inputs = _for_operations(inputs)
     # Without round trips, whole has nothing to notice a column of -inf by.
     if inputs.walker and inputs.labels.rows * inputs.b.shape[0] <= _WHOLE_SCORES:
         whole = cpu_whole.losses(inputs, needs_gradient, statistics)
@@ -105,6 +121,7 @@ def gradients(
         own = cpu_machine.machine()
         assert own is not None
         return cpu_native.gradients(own, inputs, saved, grad_walker, grad_visit, needs)
+    inputs = _for_operations(inputs)
     # Tiles save more tensors than whole, and their last but two is never None.
     if len(saved) < _MAX_SAVED or saved[_MAX_SAVED - 3] is None:
         return cpu_whole.gradients(inputs, saved, grad_walker, grad_visit, needs)

@@ -57,10 +57,10 @@ def compile_machine(wide: bool) -> Machine | None:
         from fastassoc.kernels.cpu import compile_kernels
 
         code, shape = compile_kernels(wide)
-    except (ImportError, AttributeError, TypeError, RuntimeError, OSError):
+        openmp = ctypes.CDLL(str(libraries[0]))
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError, struct.error):
         # Another Triton's LLVM, or a system that executes nothing from memory that was written.
         return None
-    openmp = ctypes.CDLL(str(libraries[0]))
     parallel = openmp.GOMP_parallel
     parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     parallel.restype = None

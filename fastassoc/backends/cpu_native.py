@@ -23,6 +23,8 @@ from fastassoc.classes import Bucket, ClassBlocks
 
 SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
+_FEWEST_ROWS = 3
+"""Walks between fewer are less exact than in the other forms, which have them normalised."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
 _TILE_BYTES = 4 * 2**20
@@ -48,6 +50,12 @@ _DEPTH, _PACKED_ROWS = 128, 96
 """What it packs at least; see `fastassoc.kernels.cpu`."""
 _CHECKED_SCORES = 2**16
 """From so many scores on the first tile is looked at before work goes on."""
+_RANGE = 2.0**60
+"""Sums of exponentials lie between this and its inverse: what is made of them in the backward pass, and of upstream
+gradients within `_UPSTREAM`, is then far from the limits of float32."""
+_UPSTREAM = 2.0**20
+_UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(-86.0)
+"""The roundoff over the lowest exponential; see `fastassoc.kernels.cpu.passes`."""
 _CPU = torch.device("cpu")
 
 
@@ -55,7 +63,7 @@ class _Classes(NamedTuple):
     """Where rows of classes lie, as the passes read it."""
 
     every: np.ndarray
-    """See `fastassoc.kernels.cpu.forward.for_pairs`; those of one row last."""
+    """See `fastassoc.kernels.cpu.forward.probabilities`; those of one row last."""
     number: int
     several: int
     """Those of several rows."""
@@ -108,8 +116,11 @@ def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) ->
     table[1 : parts + 1] += np.cumsum(np.bincount(part, minlength=parts))
     table[head * tasks.shape[1] :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
     last = buckets[-1]
-    pairs, kernels = (int(every[-1, n]) + last.size * length for n, length in ((2, last.size), (3, kernel_rows[-1])))
-    packed = min(_PACKED, _DEPTH * max(-(-int(sizes[0]) // lanes) * lanes, _PACKED_ROWS))
+    pairs = int(every[-1, 2]) + last.size**2
+    kernels = int(every[-1, 3]) + last.size * int(kernel_rows[-1])
+    longest = int(kernel_rows[0])
+    # At least what the gradients pack, and a row of the largest class.
+    packed = max(_DEPTH * _PACKED_ROWS, longest, min(_PACKED, _DEPTH * longest))
     return _Classes(
         every, len(sizes), several, table, single, singles, single_place, single_kernel, pairs, kernels, packed,
         every.ctypes.data, table.ctypes.data,
@@ -165,7 +176,7 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block:
     # Even tiles of whole blocks for the parts, however many: other threads may run the backward pass.
     tile = columns if count == 1 else -(-columns // (count * _TILE_BLOCKS * block)) * _TILE_BLOCKS * block
     keep = columns
-    if 4 * rows * columns > _KEPT_BYTES:
+    if 4 * rows * columns > _KEPT_BYTES or column_bytes * columns > _KEPT_BYTES * 17 / 16:
         keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
     lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
     # Each at the begin of a vector.
@@ -223,7 +234,7 @@ class _Walk:
         sizes, bias, at = self.sizes, self.inputs.bias_b, self.at
         b, b_at = self.rows_of_b(start, count)
         self.program.add(
-            name, count, sizes.vectors, sizes.depth, b_at, b.stride(0), 1, at(sizes.panels), t, sizes.row,
+            name, count, sizes.vectors, sizes.depth, b_at, b.stride(0), at(sizes.panels), t, sizes.row,
             at(sizes.r), at(sizes.u), at(sizes.zero) if bias is None else bias.data_ptr() + 4 * start,
             int(bias is not None), at(sizes.y, start), at(sizes.g, start), at(sizes.v, start), sums, sizes.strip,
         )  # fmt: skip
@@ -243,9 +254,18 @@ class _Walk:
 
 def takes(inputs: Inputs) -> bool:
     """Whether the batch is one for this form, its numbers apart."""
-    # What is behind the address of a subclass is its own business.
-    plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in (inputs.a, inputs.b, inputs.labels.minus_target))
-    return plain and inputs.walker and inputs.eps >= SMALLEST_EPS and inputs.labels.of_classes
+    if not inputs.walker or inputs.eps < SMALLEST_EPS or not inputs.labels.of_classes:
+        return False
+    if inputs.labels.rows < _FEWEST_ROWS:
+        return False
+    tensors = (inputs.a, inputs.b, inputs.bias_a, inputs.bias_b, inputs.labels.minus_target)
+    return all(_is_readable(x) for x in tensors if x is not None)
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether its address is that of its numbers: not so for subclasses, and where an operation is still to be done."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided
+    return plain and not x.is_neg() and not x._is_zerotensor()
 
 
 def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
@@ -335,12 +355,23 @@ def gradients(
     places = [0, *itertools.accumulate(-(-length // own.lanes) * own.lanes for length in lengths)]
     scratch = _large(places[-1])
     trips_at, rho, h, kernels, packed, ds_at, _ = (scratch.data_ptr() + 4 * place for place in places)
-    da = torch.empty((rows, depth), dtype=torch.float32, device=_CPU) if needs[0] else None
-    db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if needs[1] else None
+    da = _floats(rows * depth).view(rows, depth) if needs[0] else None
+    own_db = db = None
+    converts = inputs.b.dtype != torch.float32
+    if needs[1]:
+        own_db = _floats((sizes.tile if converts else columns) * depth)
+        db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if converts else own_db.view(-1, depth)
     dbias_a = torch.zeros(rows, dtype=torch.float32, device=_CPU) if needs[2] else None
     dbias_b = _floats(columns) if needs[3] else None
     upstream_walker = 0.0 if grad_walker is None else grad_walker.item()
     upstream_visit = 0.0 if grad_visit is None else grad_visit.item()
+    # A loss scaled far up or down: its gradient is linear.
+    largest = max(abs(upstream_walker), abs(upstream_visit))
+    factor = 1.0
+    if 0.0 < largest < 1.0 / _UPSTREAM or _UPSTREAM < largest < math.inf:
+        factor = largest
+        upstream_walker /= factor
+        upstream_visit /= factor
     f, u, eps = at(sizes.f), at(sizes.u), double(inputs.eps)
     program.add(
         "kernels", classes.every_at, classes.number, at(sizes.p_aba), blocks.minus_target.data_ptr(), f, kernels,
@@ -354,12 +385,9 @@ def gradients(
     )  # fmt: skip
     t_scratch = walk.scratch() if walk.kept_columns < columns else None
     da_at = 0 if da is None else da.data_ptr()
-    own_db = db
-    if db is not None and db.dtype != torch.float32:
-        own_db = _floats(sizes.tile * depth)
     for start, count in walk.tiles():
         t = walk.known_steps(start, count, 0 if t_scratch is None else t_scratch.data_ptr())
-        db_at = 0 if own_db is None else own_db.data_ptr() + (4 * start * depth if own_db is db else 0)
+        db_at = 0 if own_db is None else own_db.data_ptr() + (0 if converts else 4 * start * depth)
         program.add(
             "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
             classes.every_at, classes.several, kernels, classes.single, classes.singles,
@@ -373,9 +401,9 @@ def gradients(
                 packed, classes.packed,
             )  # fmt: skip
             walk.run_if_converted()
-        if own_db is not db and own_db is not None and db is not None:
+        if converts and own_db is not None and db is not None:
             program.run()
-            db[start : start + count] = own_db[: count * depth].view(count, depth)
+            db[start : start + count] = own_db[: count * depth].view(count, depth).mul_(factor)
         if dbias_a is not None or dbias_b is not None:
             program.run()
             tile_ds = scratch[places[-2] :][: count * row].view(count, row)[:, :rows]
@@ -386,6 +414,10 @@ def gradients(
     program.run()
     if da is not None and inputs.scale != 1.0:
         da *= inputs.scale
+    if factor != 1.0:
+        for x in (da, None if converts else db, dbias_a, dbias_b):
+            if x is not None:
+                x *= factor
     total = inputs.a.shape[0]
     return Gradients(
         None if da is None else rows_back(da, blocks, total),
@@ -396,7 +428,7 @@ def gradients(
 
 
 def _holds(eps: float, found: ctypes.Array[ctypes.c_float], all_columns: bool) -> bool:
-    """Whether all is finite, and what underflows stays below ``eps`` times the roundoff of a probability.
+    """Whether sums lie in their range, and what underflows stays below ``eps`` times the roundoff of a probability.
 
     As in `fastassoc.backends.cpu_blocked`, for u of 1. With more columns f can only fall.
     """
@@ -404,16 +436,11 @@ def _holds(eps: float, found: ctypes.Array[ctypes.c_float], all_columns: bool) -
     f_low, f_high, f_sum, y_low, y_high, y_sum = found
     return (
         math.isfinite(f_sum + y_sum)
-        and f_high <= limit * min(1.0, y_low)
-        and y_high * max(1.0, y_high) <= limit
-        and f_high <= limit
-        and (f_low * _LARGEST >= 1.0 or not all_columns)
+        and f_high <= min(limit, limit * y_low, _RANGE)
+        and y_high * max(1.0, y_high) <= min(limit, _RANGE)
+        and y_low * y_low * _RANGE >= 1.0
+        and (f_low * _RANGE >= 1.0 or not all_columns)
     )
-
-
-_LARGEST = torch.finfo(torch.float32).max
-_UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(-86.0)
-"""The roundoff over the lowest exponential; see `fastassoc.kernels.cpu.passes`."""
 
 
 def _floats(length: int) -> Tensor:

@@ -86,7 +86,7 @@ def terms(shape: Shape) -> Function:
 def brackets(shape: Shape) -> Function:
     """``ds`` and ``db``, the latter unless ``wants_b`` is 0. ``h`` has ``g``, and ``rho`` ``f`` as a factor.
 
-    ``classes``: see `for_pairs`; the first ``class_count`` are those of several rows.
+    ``classes``: see `fastassoc.kernels.cpu.forward.probabilities`; the first ``class_count`` are those of several rows.
     """
     task = Pass(
         "brackets",

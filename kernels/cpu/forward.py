@@ -15,7 +15,6 @@ are read as vectors. Entries from N up to a multiple of the vector are there, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from fastassoc.kernels.cpu.ir import Function, Value
 from fastassoc.kernels.cpu.passes import (
@@ -100,11 +99,10 @@ def steps(shape: Shape, known: bool) -> Function:
     """``steps``: ``t``, its sums and factors; ``steps_again``: ``t`` from factors that are known."""
     task = Pass(
         "steps_again" if known else "steps",
-        "columns rows depth b_at b_row b_column panels_at t_at row r_at u_at bias_at biased y_at g_at v_at sums_at "
-        "strip",
+        "columns rows depth b_at b_row panels_at t_at row r_at u_at bias_at biased y_at g_at v_at sums_at strip",
     )
     function = task.function
-    columns, rows, depth, b, b_row, b_column, panels, t, row, r, u, bias, biased, *rest = task.arguments()
+    columns, rows, depth, b, b_row, panels, t, row, r, u, bias, biased, *rest = task.arguments()
     y, g, v, sums, strip = rest
     width = shape.lanes * shape.vectors
 
@@ -162,7 +160,7 @@ def steps(shape: Shape, known: bool) -> Function:
             function.call_void(
                 "product",
                 end - j, rows, depth,
-                function.address(b, b_row * j), b_row, b_column,
+                function.address(b, b_row * j), b_row, function.constant("i64", 1),
                 panels, function.constant("i64", width), depth * width,
                 function.address(t, row * j), row,
                 function.constant("i1", 0), function.constant("i64", DEPTH_STEP),
@@ -357,61 +355,28 @@ def clear(shape: Shape) -> Function:
     return task.for_parts(body)
 
 
-class Pair(NamedTuple):
-    """Rows i and ``k <= i`` of a class, the places of (i, k) and (k, i) among pairs, and among entries of kernels."""
-
-    i: Value
-    k: Value
-    here: Value
-    mirrored: Value
-    kernel_here: Value
-    kernel_mirrored: Value
-
-
-def for_pairs(task: Pass, begin: Callable[[Value], None], body: Callable[[Pair], None]) -> Function:
-    """``begin(i)``, then ``body`` for all k, for every row i of every class.
+def probabilities(shape: Shape) -> Function:
+    """``p_aba`` in the place of S, of which the entries with ``i >= k`` are read.
 
     ``classes``: for each class its first row, its size, the place of its first pair, that of the first entry of its
     kernel, and the length of the kernel's rows.
     """
-    function = task.function
-    classes, class_count = task["classes_at"], task["class_count"]
-
-    def of_part(part: Value) -> None:
-        first, last = task.span(part, class_count)
-        with function.loop(first, last, 1) as each:
-            start, size, place, kernel, row = (
-                function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
-            )
-            with function.loop(0, size, 1) as i:
-                begin(start + i.index)
-                with function.loop(0, i.index + 1, 1) as k:
-                    pair = Pair(
-                        start + i.index,
-                        start + k.index,
-                        place + i.index * size + k.index,
-                        place + k.index * size + i.index,
-                        kernel + i.index * row + k.index,
-                        kernel + k.index * row + i.index,
-                    )
-                    body(pair)
-
-    return task.for_parts(of_part)
-
-
-def probabilities(shape: Shape) -> Function:
-    """``p_aba`` in the place of S, of which the entries with ``i >= k`` are read."""
     task = Pass("probabilities", "classes_at class_count s_at f_at u_at")
     function = task.function
-    s, f, u = (task[name] for name in ("s_at", "f_at", "u_at"))
+    classes, class_count, s, f, u = task.arguments()
 
-    def body(pair: Pair) -> None:
-        x = function.load("float", s, pair.here)
-        for row, column, place in ((pair.i, pair.k, pair.here), (pair.k, pair.i, pair.mirrored)):
-            factor = function.load("float", f, row) * function.load("float", u, column)
-            function.store(x * factor, s, place)
+    def body(part: Value) -> None:
+        first, last = task.span(part, class_count)
+        with function.loop(first, last, 1) as each:
+            start, size, place = (function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(3))
+            with function.loop(0, size, 1) as i, function.loop(0, i.index + 1, 1) as k:
+                pairs = [(i.index, k.index), (k.index, i.index)]
+                x = function.load("float", s, place + i.index * size + k.index)
+                for row, column in pairs:
+                    factor = function.load("float", f, start + row) * function.load("float", u, start + column)
+                    function.store(x * factor, s, place + row * size + column)
 
-    return for_pairs(task, lambda i: None, body)
+    return task.for_parts(body)
 
 
 def logarithms(shape: Shape) -> Function:

@@ -38,14 +38,14 @@ class Pass:
         pointer = self.function.load("ptr", self._block, index, 8)
         return self.function.convert("zext", self.function.emit("i32", f"call i32 {pointer.text}()"), "i64")
 
-    def __getitem__(self, name: str) -> Value:
-        kind = "ptr" if name.endswith("_at") else "double" if name.endswith("_number") else "i64"
-        x = self.function.load(kind, self._block, self.names.index(name) + _HEAD, 8)
-        return self.function.convert("fptrunc", x, "float") if kind == "double" else x
-
     def arguments(self) -> list[Value]:
         """All, in order; doubles as float."""
-        return [self[name] for name in self.names]
+        values = []
+        for index, name in enumerate(self.names):
+            kind = "ptr" if name.endswith("_at") else "double" if name.endswith("_number") else "i64"
+            x = self.function.load(kind, self._block, index + _HEAD, 8)
+            values.append(self.function.convert("fptrunc", x, "float") if kind == "double" else x)
+        return values
 
     def for_parts(self, body: Callable[[Value], None]) -> Function:
         """The function, with ``body`` for each part."""
