@@ -49,6 +49,7 @@ def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
     if path == "native narrow":
         monkeypatch.setattr(cpu_machine, "machine", narrow_machine)
     monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
+    monkeypatch.setattr(cpu, "_NATIVE_SIZES", 10**9)
     monkeypatch.setattr(cpu_native, "_SERIAL", 0)
     if path == "native tiles":
         for name in ("_MIN_COLUMNS", "_TILE_BYTES", "_KEPT_BYTES", "_WORKSPACE_BYTES", "_STRIP_BYTES"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -35,6 +34,8 @@ _REMEMBERED_ROWS = 1024
 what was made of them for the same M is used again."""
 _NATIVE_SCORES = 2**12
 """From so many scores on machine code is quicker than operations."""
+_NATIVE_SIZES = 2
+"""Of classes: with more of them, few rows are quicker as one dense block where the sizes change from step to step."""
 _MAX_SAVED = 11
 """Tensors that any other form saves for its gradients, at most."""
 
@@ -73,28 +74,31 @@ def _native(dtype: torch.dtype, scores: int) -> cpu_machine.Machine | None:
 
 def _make_blocks(values: np.ndarray, dtype: torch.dtype, kept_rows: Tensor | None, columns: int) -> ClassBlocks:
     rows = len(values)
-    # So few labels are counted in less time than it takes to sort them.
-    dense = _native(dtype, rows * columns) is None and _dense_is_quicker(
-        rows, columns, lambda: len(set(Counter(values.tolist()).values()))
-    )
+    dense = False
+    if rows * rows * columns <= _DENSE_PRODUCTS or rows <= _DENSE_ROWS:
+        # So few labels are counted in less time than it takes to sort them.
+        sizes = len(set(Counter(values.tolist()).values()))
+        dense = _dense_is_quicker(rows, columns, sizes)
+        if _native(dtype, rows * columns) is not None:
+            # Machine code takes classes only, and laying out many sizes takes longer than it gains.
+            dense = dense and sizes > _NATIVE_SIZES
     return (dense_block if dense else class_blocks)(torch.from_numpy(values), dtype, kept_rows)
 
 
-def _dense_is_quicker(rows: int, columns: int, count_sizes: Callable[[], int]) -> bool:
+def _dense_is_quicker(rows: int, columns: int, sizes: int) -> bool:
     """For operations, of which each size of class takes its own."""
     products = rows * rows * columns
-    return products <= _DENSE_PRODUCTS or (rows <= _DENSE_ROWS and products <= _DENSE_PRODUCTS * count_sizes())
+    return products <= _DENSE_PRODUCTS or (rows <= _DENSE_ROWS and products <= _DENSE_PRODUCTS * sizes)
 
 
 def _for_operations(inputs: Inputs) -> Inputs:
     """A batch that machine code does not take, with the blocks that operations are quickest on."""
     blocks: ClassBlocks = inputs.labels
     columns = inputs.b.shape[0]
-    if _native(inputs.dtype, blocks.rows * columns) is None:
-        return inputs
-    if not _dense_is_quicker(blocks.rows, columns, lambda: len(blocks.buckets)):
-        return inputs
-    return inputs._replace(labels=as_dense_block(blocks))
+    for_machine_code = blocks.of_classes and _native(inputs.dtype, blocks.rows * columns) is not None
+    if for_machine_code and _dense_is_quicker(blocks.rows, columns, len(blocks.buckets)):
+        return inputs._replace(labels=as_dense_block(blocks))
+    return inputs
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
