@@ -26,7 +26,6 @@ from tests.cases import assert_as_exact_as, evaluate, make_case
         (300, 1000, 3.0, "tiles"),
         (1000, 1100, 0.3, "tiles"),
         (10, 400, 0.3, "whole"),
-        (64, 64, 0.3, "native"),
         (300, 1000, 0.3, "native"),
         # Beyond its range, a batch goes where it would without machine code, and in the blocks it would.
         (100, 200, 3.0, "whole after native"),
