@@ -27,7 +27,7 @@ _FEWEST_ROWS = 3
 """Walks between fewer are less exact than in the other forms, which have them normalised."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
-_TILE_BYTES = 4 * 2**20
+_TILE_BYTES = 2**20
 _MIN_COLUMNS = 128
 _TILE_BLOCKS = 8
 """Blocks of columns that a tile is a multiple of."""
