@@ -1,6 +1,7 @@
-"""The Triton kernels, imported as ``fastassoc.kernels``: one pass per file, tile mathematics in `primitives`.
+"""The kernels, imported as ``fastassoc.kernels``: Triton here, one pass per file, tile mathematics in `primitives`; for
+x86-64 processors in `fastassoc.kernels.cpu`, whose names `fastassoc.kernels.cpu.forward` explains.
 
-Names, wherever kernels and passes meet:
+Names, wherever Triton kernels and passes meet:
 
 | name | shape | meaning |
 |---|---|---|

@@ -47,6 +47,7 @@ def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
     if own is None:
         pytest.skip("machine code cannot run here")
     if path == "native narrow":
+        assert narrow_machine() is not None
         monkeypatch.setattr(cpu_machine, "machine", narrow_machine)
     monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
     monkeypatch.setattr(cpu, "_NATIVE_SIZES", 10**9)

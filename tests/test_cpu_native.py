@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import fastassoc
 from benchmarks import eager
 from fastassoc import reference
-from fastassoc.backends import cpu, cpu_machine, cpu_native
-from fastassoc.classes import Bucket, class_blocks
+from fastassoc.backends import cpu, cpu_machine, cpu_memory, cpu_native
+from fastassoc.classes import Bucket
 from tests.cases import assert_as_exact_as, evaluate, make_case
 from tests.conftest import NATIVE, take_native
 
@@ -26,6 +26,19 @@ pytestmark = pytest.mark.skipif(cpu_machine.machine() is None, reason="machine c
 @pytest.fixture(params=NATIVE)
 def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return take_native(monkeypatch, request.param)
+
+
+def spy_on_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list with an entry for every backward pass by machine code."""
+    used: list[int] = []
+    gradients = cpu_native.gradients
+
+    def noting(*arguments):  # type: ignore[no-untyped-def]
+        used.append(1)
+        return gradients(*arguments)
+
+    monkeypatch.setattr(cpu_native, "gradients", noting)
+    return used
 
 
 # Off the block's 6 rows and 64 columns, the vector's 16 and 8, the 128 terms of a step and the 96 packed rows.
@@ -38,14 +51,15 @@ SHAPES = [(1, 1, 1, 1), (7, 5, 3, 2), (16, 17, 16, 4), (65, 131, 33, 3), (97, 30
 def test_ragged_sizes(
     monkeypatch: pytest.MonkeyPatch, n: int, m: int, d: int, classes: int, options: dict[str, object]
 ) -> None:
-    if n < 3:
-        # One for the other forms, which have tests of their own.
-        monkeypatch.setattr(cpu_native, "gradients", None)
-        if "similarity" in options:
-            # The bound knows the size of the terms of dot products only; this gradient is a difference of equal ones.
-            return
-    case = make_case(n, m, d, classes, scale=0.5, dtype=torch.float32)
+    used = spy_on_gradients(monkeypatch)
+    if n < 3 and "similarity" in options:
+        # The bound knows the size of the terms of dot products only; this gradient is a difference of equal ones.
+        return
+    # Distances far from 0 are beyond the range.
+    case = make_case(n, m, d, classes, scale=0.2 if "similarity" in options else 0.5, dtype=torch.float32)
     mine = evaluate(fastassoc.walker_visit_loss, case, **options)
+    # Fewer rows are for the other forms.
+    assert bool(used) == (n >= 3)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
     assert_as_exact_as(mine, evaluate(reference.walker_visit_loss, case, torch.float32, **options), exact, case)
 
@@ -174,12 +188,10 @@ def test_tasks_cover_every_pair_once(sizes: list[int], parts: int) -> None:
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("what", ["logits", "overflow", "nan", "inf", "eps", "float64", "subclass"])
+@pytest.mark.parametrize("what", ["nothing", "logits", "overflow", "nan", "inf", "eps", "float64", "subclass"])
 def test_gives_way(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Where the form does not hold, the loss is that of the other ways."""
-    used = []
-    gradients = cpu_native.gradients
-    monkeypatch.setattr(cpu_native, "gradients", lambda *x: used.append(1) or gradients(*x))  # type: ignore[func-returns-value]
+    used = spy_on_gradients(monkeypatch)
     case = make_case(30, 50, 8, 3, dtype=torch.float64 if what == "float64" else torch.float32)
     a, b = case.a, case.b
     if what in ("logits", "overflow"):
@@ -192,7 +204,7 @@ def test_gives_way(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     eps = 0.0 if what == "eps" else 1e-8
     loss = fastassoc.walker_visit_loss(a, b, case.labels, eps=eps)
     loss.backward()
-    assert not used
+    assert bool(used) == (what == "nothing")
     if what in ("nan", "inf"):
         assert loss.isnan()
     else:
@@ -203,11 +215,12 @@ def test_gives_way(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
 
 # Common offsets of the scores, on both sides of where the form gives way (about 2^60 = exp(41.6) to a sum).
-@pytest.mark.parametrize("offset", [-44.0, -40.0, -36.0, 30.0, 36.0, 38.0, 40.0, 44.0, 60.0, 80.0])
+@pytest.mark.parametrize("offset", [-60.0, -50.0, -44.0, -36.0, 30.0, 36.0, 38.0, 40.0, 50.0, 80.0])
 @pytest.mark.parametrize("weight", [1e-9, 1e-4, 1.0, 1e9])
 @pytest.mark.parametrize("flush", [False, True])
 def test_offsets_and_weights(monkeypatch: pytest.MonkeyPatch, offset: float, weight: float, flush: bool) -> None:
     take_native(monkeypatch)
+    used = spy_on_gradients(monkeypatch)
     case = make_case(80, 60, 16, 4, dtype=torch.float32, scale=0.5)
     case.a[:, 0], case.b[:, 0] = offset, 1.0
     options = {"walker_weight": weight, "visit_weight": weight}
@@ -216,11 +229,31 @@ def test_offsets_and_weights(monkeypatch: pytest.MonkeyPatch, offset: float, wei
         mine = evaluate(fastassoc.walker_visit_loss, case, **options)
     finally:
         torch.set_flush_denormal(False)
+    assert bool(used) == (abs(offset) < 45.0) or 36.0 < abs(offset) < 45.0
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
     rival = evaluate(eager.walker_visit_loss, case, **options)
     for x, y, right in zip(mine, rival, exact, strict=True):
         scale = float(right.norm())
         assert float((x - right).norm()) / scale <= 2 * float((y - right).norm()) / scale + 1e-6
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("power", [-30, 30])
+def test_powers_of_two_are_factors(dtype: torch.dtype, power: int) -> None:
+    case = make_case(40, 90, 24, 4, dtype=dtype)
+    plain = evaluate(fastassoc.walker_visit_loss, case)
+    factor = 2.0**power
+    scaled = evaluate(fastassoc.walker_visit_loss, case, walker_weight=factor, visit_weight=factor)
+    for x, y in zip(plain, scaled, strict=True):
+        assert torch.equal(x * factor, y)
+
+
+def test_constants_are_those_of_the_kernels() -> None:
+    from fastassoc.kernels.cpu import backward, passes, products
+
+    assert (cpu_native._DEPTH, cpu_native._PACKED_ROWS) == (products.DEPTH_STEP, backward.PACKED_ROWS)
+    assert cpu_native._LOWEST_EXPONENT == passes.LOWEST_EXPONENT
 
 
 def test_a_row_of_the_largest_class_can_be_packed() -> None:
@@ -258,25 +291,27 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     take_native(monkeypatch)
     case = make_case(500, 500, 16, 5, dtype=torch.float32)
     a, b = case.a.requires_grad_(), case.b.requires_grad_()
-    addresses = set()
-    large = cpu_native._large
+    missed = []
+    take = cpu_memory._take
 
-    def noting(length: int) -> torch.Tensor:
-        memory = large(length)
-        addresses.add(memory.data_ptr())
-        return memory
+    def noting(size: int) -> np.ndarray | None:
+        found = take(size)
+        if found is None:
+            missed.append(size)
+        return found
 
-    monkeypatch.setattr(cpu_native, "_large", noting)
-    for _ in range(5):
+    monkeypatch.setattr(cpu_memory, "_take", noting)
+    for number in range(5):
+        if number == 2:
+            missed.clear()
         fastassoc.walker_visit_loss(a, b, case.labels).backward()
-    assert len(addresses) <= 4
+    assert not missed
 
 
 def test_a_batch_of_known_classes_takes_no_dense_block(monkeypatch: pytest.MonkeyPatch) -> None:
     take_native(monkeypatch)
     labels = torch.arange(30) % 3
     assert cpu.prepare_labels(labels, None, torch.zeros(20, 4), torch.float32).of_classes
-    assert class_blocks(labels, torch.float32).of_classes
 
 
 @pytest.mark.parametrize("missing", ["triton", "openmp", "compiler", "processor"])

@@ -43,7 +43,7 @@ _latest: tuple[tuple[bytes, torch.dtype, int], ClassBlocks] | None = None
 
 
 def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> ClassBlocks:
-    """Class blocks of the rows that take part, of which there must be one: dense for the smallest batches."""
+    """Class blocks of the rows that take part, of which there must be one; dense for small batches of operations."""
     global _latest
     if labels.dtype != torch.int64:
         labels = labels.to(torch.int64)

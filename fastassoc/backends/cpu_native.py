@@ -24,7 +24,7 @@ from fastassoc.classes import Bucket, ClassBlocks
 SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
 _FEWEST_ROWS = 3
-"""Walks between fewer are less exact than in the other forms, which have them normalised."""
+"""Walks between fewer are nearly certain, and the forms that normalise both of their steps more exact."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
 _TILE_BYTES = 2**20
@@ -45,17 +45,21 @@ _SERIAL = 2**18
 _FLUSHED_COLUMNS = 2**13
 """Sums of products over more columns than these are less exact than sums of such sums."""
 _PACKED = 2**16
-"""Numbers that a thread packs at once, at most: a quarter of its second cache."""
+"""Numbers that a thread packs at once, at most, unless a row of the largest class is longer: a quarter of its second
+cache."""
 _DEPTH, _PACKED_ROWS = 128, 96
-"""What it packs at least; see `fastassoc.kernels.cpu`."""
+"""What it packs at least: ``DEPTH_STEP`` of `fastassoc.kernels.cpu.products`, ``PACKED_ROWS`` of `...cpu.backward`."""
 _CHECKED_SCORES = 2**16
 """From so many scores on the first tile is looked at before work goes on."""
 _RANGE = 2.0**60
 """Sums of exponentials lie between this and its inverse: what is made of them in the backward pass, and of upstream
 gradients within `_UPSTREAM`, is then far from the limits of float32."""
 _UPSTREAM = 2.0**20
-_UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(-86.0)
-"""The roundoff over the lowest exponential; see `fastassoc.kernels.cpu.passes`."""
+"""Beyond it, and below its inverse, upstream gradients are brought to 1 first."""
+_LOWEST_EXPONENT = -86.0
+"""That of `fastassoc.kernels.cpu.passes`."""
+_UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(_LOWEST_EXPONENT)
+"""The roundoff over the lowest exponential."""
 _CPU = torch.device("cpu")
 
 
@@ -156,7 +160,7 @@ class _Sizes(NamedTuple):
     g: int
     v: int
     visit: int
-    own: int
+    a: int
     """The rows of ``a`` in order."""
     panels: int
     """The same in panels."""
@@ -179,8 +183,8 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block:
     if 4 * rows * columns > _KEPT_BYTES or column_bytes * columns > _KEPT_BYTES * 17 / 16:
         keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
     lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
-    # Each at the begin of a vector.
     strip = max(block, _STRIP_BYTES // column_bytes // block * block)
+    # Each at the begin of a vector.
     places = np.cumsum([0, *(-(-length // lanes) * lanes for length in lengths)]).tolist()
     return _Sizes(rows, columns, depth, parts, vectors, row, tile, strip, keep, *places)
 
@@ -201,7 +205,8 @@ class _Walk:
         # Behind what the sizes place: round trips, t as far as it is kept, and what only the forward passes use.
         sizes, classes = self.sizes, self.classes
         self.kept = sizes.p_aba + -(-classes.pairs // own.lanes) * own.lanes
-        self.kept_columns = sizes.keep if needs_gradient else 0
+        one_tile = sizes.tile == sizes.columns
+        self.kept_columns = sizes.keep if needs_gradient or one_tile else 0
         self.sums = self.kept + self.kept_columns * sizes.row
         self.packed = self.sums + 2 * sizes.parts * sizes.row
         self.memory = _large(self.packed + sizes.parts * classes.packed) if memory is None else memory
@@ -288,17 +293,18 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
         "prepare", rows, sizes.depth, a.data_ptr(), a.stride(0), a.stride(1),
         walk.base if order is None else order.data_ptr(), int(order is not None),
         at(sizes.zero) if bias is None else bias.data_ptr(), int(bias is not None), double(inputs.scale),
-        at(sizes.own), at(sizes.panels), row, at(sizes.r), u, at(sizes.zero), sums_at, parts * row, p_at, pairs,
+        at(sizes.a), at(sizes.panels), row, at(sizes.r), u, at(sizes.zero), sums_at, parts * row, p_at, pairs,
     )  # fmt: skip
     added = 0
     for start, count in walk.tiles():
         end = start + count
         t = at(walk.kept, start * row) if end <= walk.kept_columns else scratch_at
         walk.steps("steps", start, count, t, sums_at)
-        if start == 0 or end == columns:
+        looked_at = start == 0 and rows * columns >= _CHECKED_SCORES
+        if looked_at or end == columns:
             program.add("row_factors", rows, row, sums_at, f)
             program.add("limits", f, rows, at(sizes.y), end, ctypes.addressof(found))
-        if start == 0 and rows * columns >= _CHECKED_SCORES:
+        if looked_at:
             program.run()
             # Most batches that this form is not for end here.
             if not _holds(inputs.eps, found, all_columns=end == columns):
@@ -355,6 +361,7 @@ def gradients(
     places = [0, *itertools.accumulate(-(-length // own.lanes) * own.lanes for length in lengths)]
     scratch = _large(places[-1])
     trips_at, rho, h, kernels, packed, ds_at, _ = (scratch.data_ptr() + 4 * place for place in places)
+    ds = scratch[places[-2] :]
     da = _floats(rows * depth).view(rows, depth) if needs[0] else None
     own_db = db = None
     converts = inputs.b.dtype != torch.float32
@@ -392,7 +399,7 @@ def gradients(
             "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
             classes.every_at, classes.several, kernels, classes.single, classes.singles,
             kernels + 4 * classes.single_kernel, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
-            at(sizes.own), db_at, int(db is not None), sizes.strip,
+            at(sizes.a), db_at, int(db is not None), sizes.strip,
         )  # fmt: skip
         if da is not None:
             b, b_at = walk.rows_of_b(start, count)
@@ -406,7 +413,7 @@ def gradients(
             db[start : start + count] = own_db[: count * depth].view(count, depth).mul_(factor)
         if dbias_a is not None or dbias_b is not None:
             program.run()
-            tile_ds = scratch[places[-2] :][: count * row].view(count, row)[:, :rows]
+            tile_ds = ds[: count * row].view(count, row)[:, :rows]
             if dbias_a is not None:
                 dbias_a += tile_ds.sum(0)
             if dbias_b is not None:
@@ -430,17 +437,13 @@ def gradients(
 def _holds(eps: float, found: ctypes.Array[ctypes.c_float], all_columns: bool) -> bool:
     """Whether sums lie in their range, and what underflows stays below ``eps`` times the roundoff of a probability.
 
-    As in `fastassoc.backends.cpu_blocked`, for u of 1. With more columns f can only fall.
+    As in `fastassoc.backends.cpu_blocked`, for u of 1. What the first columns say of y is final, of f it is not.
     """
     limit = eps * _UNDERFLOW
     f_low, f_high, f_sum, y_low, y_high, y_sum = found
-    return (
-        math.isfinite(f_sum + y_sum)
-        and f_high <= min(limit, limit * y_low, _RANGE)
-        and y_high * max(1.0, y_high) <= min(limit, _RANGE)
-        and y_low * y_low * _RANGE >= 1.0
-        and (f_low * _RANGE >= 1.0 or not all_columns)
-    )
+    columns_hold = y_high * max(1.0, y_high) <= min(limit, _RANGE) and y_low * y_low * _RANGE >= 1.0
+    rows_hold = f_high <= min(limit, limit * y_low, _RANGE) and f_low * _RANGE >= 1.0
+    return math.isfinite(f_sum + y_sum) and columns_hold and (rows_hold or not all_columns)
 
 
 def _floats(length: int) -> Tensor:

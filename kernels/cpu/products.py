@@ -39,10 +39,6 @@ class Shape(NamedTuple):
         """The type of a mask."""
         return f"<{self.lanes} x i1>"
 
-    def all_lanes(self, function: Function) -> Value:
-        """A mask."""
-        return Value(function, self.mask, f"<{', '.join(['i1 true'] * self.lanes)}>")
-
     def no_lanes(self, function: Function) -> Value:
         """A mask."""
         return Value(function, self.mask, "zeroinitializer")
