@@ -15,10 +15,11 @@ settings.register_profile("project", deadline=None, derandomize=True, max_exampl
 settings.load_profile("project")
 
 
+OPERATIONS = ["dense", "whole", "tiles", "small tiles"]
 NATIVE = ["native", "native narrow", "native tiles"]
 
 
-@pytest.fixture(params=["dense", "whole", "tiles", "small tiles", *NATIVE])
+@pytest.fixture(params=[*OPERATIONS, *NATIVE])
 def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way through the CPU backend, whatever the size of the batch.
 

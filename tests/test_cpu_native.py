@@ -238,6 +238,23 @@ def test_offsets_and_weights(monkeypatch: pytest.MonkeyPatch, offset: float, wei
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("options", [{}, {"similarity": "euclidean"}], ids=str)
+def test_any_subset_of_inputs_and_a_second_backward_pass(options: dict[str, str]) -> None:
+    case = make_case(40, 90, 9, 4, scale=0.3, dtype=torch.float32)
+    expected = evaluate(fastassoc.walker_visit_loss, case, **options)
+    for wanted in ("a", "b", "ab"):
+        a, b = (x.clone().requires_grad_(name in wanted) for name, x in (("a", case.a), ("b", case.b)))
+        inputs = [x for x in (a, b) if x.requires_grad]
+        loss = fastassoc.walker_visit_loss(a, b, case.labels, **options)  # type: ignore[call-overload]
+        first = torch.autograd.grad(loss, inputs, retain_graph=True)
+        second = torch.autograd.grad(loss, inputs)
+        right = [x for name, x in (("a", expected.da), ("b", expected.db)) if name in wanted]
+        for x, y, z in zip(first, second, right, strict=True):
+            assert torch.equal(x, y)
+            assert torch.equal(x.double(), z)
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("power", [-30, 30])
 def test_powers_of_two_are_factors(dtype: torch.dtype, power: int) -> None:

@@ -10,9 +10,14 @@ import torch
 import fastassoc
 from fastassoc import reference
 from tests.cases import make_case, relative_error
+from tests.conftest import OPERATIONS
 
 SIMILARITIES = ("dot", "cosine", "euclidean")
-pytestmark = pytest.mark.usefixtures("cpu_path")
+# In float64, which machine code does not take.
+pytestmark = [
+    pytest.mark.usefixtures("cpu_path"),
+    pytest.mark.parametrize("cpu_path", OPERATIONS, indirect=True),
+]
 
 
 def weights() -> list[torch.Tensor]:
