@@ -25,6 +25,8 @@ SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
 _FEWEST_ROWS = 3
 """Walks between fewer are nearly certain, and the forms that normalise both of their steps more exact."""
+_MOST_PAIRS = 2**21
+"""Of a class, where there are not eight scores for each: operations are quicker on so large blocks."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
 _TILE_BYTES = 2**20
@@ -261,7 +263,8 @@ def takes(inputs: Inputs) -> bool:
     """Whether the batch is one for this form, its numbers apart."""
     if not inputs.walker or inputs.eps < SMALLEST_EPS or not inputs.labels.of_classes:
         return False
-    if inputs.labels.rows < _FEWEST_ROWS:
+    pairs, scores = inputs.labels.minus_target.shape[0], inputs.labels.rows * inputs.b.shape[0]
+    if inputs.labels.rows < _FEWEST_ROWS or (pairs > _MOST_PAIRS and pairs * 8 > scores):
         return False
     tensors = (inputs.a, inputs.b, inputs.bias_a, inputs.bias_b, inputs.labels.minus_target)
     return all(_is_readable(x) for x in tensors if x is not None)
