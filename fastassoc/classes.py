@@ -44,8 +44,6 @@ class ClassBlocks(NamedTuple):
     over N). It sums to minus one."""
     rows: int
     """N: the rows that take part."""
-    of_classes: bool
-    """Whether each block holds the rows of one class."""
 
     @property
     def dense(self) -> bool:
@@ -78,25 +76,7 @@ def dense_block(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = N
     same = torch.empty((n, n), dtype=dtype, device="cpu")
     torch.eq(labels.view(-1, 1), labels, out=same)
     same /= same.sum(1, keepdim=True).mul_(-n)
-    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n, False)
-
-
-def as_dense_block(blocks: ClassBlocks) -> ClassBlocks:
-    """The rows of class blocks, in their order, as one block; for a few hundred rows."""
-    target = _dense_target(
-        blocks.buckets, np.dtype(np.float64 if blocks.minus_target.dtype == torch.float64 else np.float32)
-    )
-    bucket = Bucket(0, 1, blocks.rows)
-    return ClassBlocks(blocks.order, blocks.position, (bucket,), torch.from_numpy(target), blocks.rows, False)
-
-
-@functools.lru_cache(maxsize=1)
-def _dense_target(buckets: tuple[Bucket, ...], dtype: np.dtype) -> np.ndarray:
-    sizes = np.repeat([bucket.size for bucket in buckets], [bucket.blocks for bucket in buckets])
-    of_row = np.arange(len(sizes)).repeat(sizes)
-    target: np.ndarray = np.equal.outer(of_row, of_row).astype(dtype)
-    target /= (-len(of_row) * sizes).repeat(sizes)[:, None]
-    return target.reshape(-1)
+    return ClassBlocks(kept_rows, None, (Bucket(0, 1, n),), same.view(-1), n)
 
 
 def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = None) -> ClassBlocks:
@@ -128,7 +108,7 @@ def class_blocks(labels: Tensor, dtype: torch.dtype, kept_rows: Tensor | None = 
         inverse = np.empty_like(order)
         inverse[order] = np.arange(n)
         position = torch.from_numpy(inverse)
-    return ClassBlocks(rows, position, buckets, torch.from_numpy(minus_target), n, True)
+    return ClassBlocks(rows, position, buckets, torch.from_numpy(minus_target), n)
 
 
 def _make_layout(sizes: bytes, dtype: np.dtype) -> tuple[tuple[Bucket, ...], np.ndarray | None, np.ndarray]:

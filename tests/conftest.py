@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastassoc.backends import cpu, cpu_machine, cpu_memory, cpu_native, cpu_tiles, cpu_whole
+from fastassoc.backends import cpu, cpu_labels, cpu_machine, cpu_memory, cpu_native, cpu_tiles, cpu_whole
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -51,7 +51,6 @@ def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
         assert narrow_machine() is not None
         monkeypatch.setattr(cpu_machine, "machine", narrow_machine)
     monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
-    monkeypatch.setattr(cpu, "_NATIVE_SIZES", 10**9)
     monkeypatch.setattr(cpu_native, "_SERIAL", 0)
     if path == "native tiles":
         for name in ("_MIN_COLUMNS", "_TILE_BYTES", "_KEPT_BYTES", "_WORKSPACE_BYTES", "_STRIP_BYTES"):
@@ -68,7 +67,7 @@ def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Sends every batch through "dense" (one block), "whole" (class blocks, merged where that holds) or tiles."""
     monkeypatch.setattr(cpu_machine, "machine", lambda: None)
     monkeypatch.setattr(cpu, "_latest", None)
-    monkeypatch.setattr(cpu, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
+    monkeypatch.setattr(cpu_labels, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
     monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
     monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 10**18)
     if path == "whole":

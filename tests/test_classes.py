@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastassoc import classes
-from fastassoc.classes import ClassBlocks, as_dense_block, class_blocks, dense_block
+from fastassoc.classes import ClassBlocks, class_blocks, dense_block
 
 
 def as_matrix(blocks: ClassBlocks, rows: int) -> torch.Tensor:
@@ -67,15 +67,3 @@ def test_layouts_used_again_fit_the_labels() -> None:
         expected = same / same.sum(1, keepdim=True) / len(values)
         torch.testing.assert_close(as_matrix(blocks, len(values)), expected, rtol=1e-7, atol=0.0)
     assert classes._make_layout_once.cache_info().hits == 3
-
-
-def test_class_blocks_as_one_dense_block() -> None:
-    labels = torch.tensor([2, 0, 2, 1, 1, 2, 5])
-    blocks = class_blocks(labels, torch.float32)
-    dense = as_dense_block(blocks)
-    assert dense.dense
-    assert not dense.of_classes
-    assert dense.order is not None
-    assert torch.equal(dense.order, blocks.order)
-    expected = dense_block(labels[dense.order], torch.float32)
-    torch.testing.assert_close(dense.minus_target, expected.minus_target)

@@ -81,9 +81,9 @@ def test_one_dense_block_or_one_for_each_class(
     monkeypatch.setattr(cpu, "_latest", None)
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     b = torch.empty(m, 1)
-    assert cpu.prepare_labels(labels, None, b, torch.float32).dense == dense
+    assert cpu.prepare_labels(labels, None, b, torch.float32).blocks().dense == dense
     ignored = torch.cat([labels, torch.full((300,), 99)])
-    assert cpu.prepare_labels(ignored, 99, b, torch.float32).dense == dense
+    assert cpu.prepare_labels(ignored, 99, b, torch.float32).blocks().dense == dense
 
 
 def test_vector_functions_are_resolved_by_one_thread_on_import() -> None:
@@ -115,12 +115,3 @@ def test_an_upstream_gradient_is_a_factor_after_the_products_of_a_dense_block(se
     loss = fastassoc.walker_visit_loss(a, b, torch.arange(30) % 3, eps=0.0)
     for x in torch.autograd.grad(65536.0 * loss, (a, b)):
         assert x.isfinite().all()
-
-
-@pytest.mark.parametrize(("sizes", "of_classes"), [([10] * 10, True), ([11, 9] * 5, True), ([4, 8, 12, 16] * 3, False)])
-def test_many_sizes_of_small_classes_are_no_job_for_machine_code(sizes: list[int], of_classes: bool) -> None:
-    if cpu_machine.machine() is None:
-        pytest.skip("machine code cannot run here")
-    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    assert cpu.prepare_labels(labels, None, torch.empty(300, 1), torch.float32).of_classes == of_classes
-    assert cpu.prepare_labels(labels, None, torch.empty(30_000, 1), torch.float32).of_classes

@@ -1,5 +1,7 @@
-"""The losses by machine code of our own (`fastassoc.kernels.cpu`): the merged form of `fastassoc.backends.cpu_blocked`
-without shifts, ``t`` transposed, ``row`` entries for each column of the scores. For float32, with a walker term.
+"""The losses by machine code of our own (`fastassoc.kernels.cpu`): the merged form of `fastassoc.backends.cpu_blocked`,
+``t`` transposed, ``row`` entries for each column of the scores. For float32, with a walker term.
+
+Rows are shifted only where the form does not hold without shifts: most batches need none.
 """
 
 from __future__ import annotations
@@ -16,17 +18,14 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
-from fastassoc.backends.block_losses import rows_back, walk_statistics
+from fastassoc.backends.cpu_labels import Labels
 from fastassoc.backends.cpu_machine import Machine, Program, double
 from fastassoc.backends.cpu_memory import borrow
-from fastassoc.classes import Bucket, ClassBlocks
 
 SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
 _FEWEST_ROWS = 3
 """Walks between fewer are nearly certain, and the forms that normalise both of their steps more exact."""
-_MOST_PAIRS = 2**21
-"""Of a class, where there are not eight scores for each: operations are quicker on so large blocks."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
 _TILE_BYTES = 2**20
@@ -42,6 +41,10 @@ _ALLOCATED_BYTES = 2**19
 """Memory of up to this size the allocator has at hand."""
 _STRIP_BYTES = 2**18
 """Of ``t`` that a thread takes at once: it stays in the second cache."""
+_STRIP_BLOCKS = 2
+"""Blocks of columns that it takes at least, so that what is read again for each strip is not all that it waits for."""
+_LARGE_ROWS, _WIDE_BLOCKS = 256, 16
+"""Kernels of classes of more rows do not stay in a cache: read for so many blocks of columns at once."""
 _SERIAL = 2**18
 """Up to so many products for the scores, ``N M D``, one thread is quicker than several."""
 _FLUSHED_COLUMNS = 2**13
@@ -56,6 +59,8 @@ _CHECKED_SCORES = 2**16
 _RANGE = 2.0**60
 """Sums of exponentials lie between this and its inverse: what is made of them in the backward pass, and of upstream
 gradients within `_UPSTREAM`, is then far from the limits of float32."""
+_PAIR_RANGE = 2.0**80
+"""``f_i u_k``, a factor of a pair's part in the gradient, is not below its inverse."""
 _UPSTREAM = 2.0**20
 """Beyond it, and below its inverse, upstream gradients are brought to 1 first."""
 _LOWEST_EXPONENT = -86.0
@@ -63,74 +68,6 @@ _LOWEST_EXPONENT = -86.0
 _UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(_LOWEST_EXPONENT)
 """The roundoff over the lowest exponential."""
 _CPU = torch.device("cpu")
-
-
-class _Classes(NamedTuple):
-    """Where rows of classes lie, as the passes read it."""
-
-    every: np.ndarray
-    """See `fastassoc.kernels.cpu.forward.probabilities`; those of one row last."""
-    number: int
-    several: int
-    """Those of several rows."""
-    tasks: np.ndarray
-    """See `fastassoc.kernels.cpu.forward.trips`."""
-    single: int
-    """First row that is alone in its class."""
-    singles: int
-    single_place: int
-    """Its pair with itself."""
-    single_kernel: int
-    pairs: int
-    kernels: int
-    """Entries of all kernels."""
-    packed: int
-    """Numbers that a part packs at once."""
-    every_at: int
-    tasks_at: int
-
-
-@functools.lru_cache(maxsize=2)
-def _classes(buckets: tuple[Bucket, ...], parts: int, lanes: int, width: int) -> _Classes:
-    sizes = np.array([bucket.size for bucket in buckets]).repeat([bucket.blocks for bucket in buckets])
-    every = np.zeros((len(sizes), 5), np.int64)
-    every[:, 1] = sizes
-    np.cumsum(sizes[:-1], out=every[1:, 0])
-    np.cumsum(sizes[:-1] ** 2, out=every[1:, 2])
-    # Kernels' rows begin at vectors, unless they are of one entry.
-    kernel_rows = np.where(sizes > 1, -(-sizes // lanes) * lanes, 1)
-    every[:, 4] = kernel_rows
-    np.cumsum(sizes[:-1] * kernel_rows[:-1], out=every[1:, 3])
-    singles = buckets[-1].blocks if buckets[-1].size == 1 else 0
-    several = len(sizes) - singles
-    single, _, single_place, single_kernel, _ = every[several].tolist() if singles else (0,) * 5
-    # A task for each class, or where they are few for each panel.
-    panels = -(-sizes[:several] // width)
-    at_once = panels if several >= 4 * parts else np.ones_like(panels)
-    number = panels // at_once
-    first = np.arange(number.sum()) - (np.cumsum(number) - number).repeat(number)
-    first *= width
-    start, size, place = every[:several, :3].repeat(number, axis=0).T
-    left = size - first
-    tasks = np.stack((start + first, left, size, place + first * (size + 1), at_once.repeat(number)), 1)
-    # The costliest first, dealt out back and forth.
-    dealt = np.argsort(-left * np.minimum(left, width * tasks[:, 4]), kind="stable")
-    turn = np.arange(len(dealt)) % (2 * parts)
-    part = np.minimum(turn, 2 * parts - 1 - turn)
-    head = -(-(parts + 1) // tasks.shape[1])
-    table = np.full(head * tasks.shape[1] + tasks.size, head)
-    table[1 : parts + 1] += np.cumsum(np.bincount(part, minlength=parts))
-    table[head * tasks.shape[1] :] = tasks[dealt[np.argsort(part, kind="stable")]].reshape(-1)
-    last = buckets[-1]
-    pairs = int(every[-1, 2]) + last.size**2
-    kernels = int(every[-1, 3]) + last.size * int(kernel_rows[-1])
-    longest = int(kernel_rows[0])
-    # At least what the gradients pack, and a row of the largest class.
-    packed = max(_DEPTH * _PACKED_ROWS, longest, min(_PACKED, _DEPTH * longest))
-    return _Classes(
-        every, len(sizes), several, table, single, singles, single_place, single_kernel, pairs, kernels, packed,
-        every.ctypes.data, table.ctypes.data,
-    )  # fmt: skip
 
 
 class _Sizes(NamedTuple):
@@ -166,8 +103,8 @@ class _Sizes(NamedTuple):
     """The rows of ``a`` in order."""
     panels: int
     """The same in panels."""
-    p_aba: int
-    """At the end, as long as there are pairs."""
+    trips: int
+    """S, at the end, as long as there are pairs."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -185,7 +122,7 @@ def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block:
     if 4 * rows * columns > _KEPT_BYTES or column_bytes * columns > _KEPT_BYTES * 17 / 16:
         keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
     lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
-    strip = max(block, _STRIP_BYTES // column_bytes // block * block)
+    strip = max(_STRIP_BLOCKS, _STRIP_BYTES // column_bytes // block) * block
     # Each at the begin of a vector.
     places = np.cumsum([0, *(-(-length // lanes) * lanes for length in lengths)]).tolist()
     return _Sizes(rows, columns, depth, parts, vectors, row, tile, strip, keep, *places)
@@ -195,23 +132,25 @@ class _Walk:
     """A call: what all its passes over tiles have in common."""
 
     def __init__(self, own: Machine, inputs: Inputs, needs_gradient: bool, memory: Tensor | None = None) -> None:
-        blocks: ClassBlocks = inputs.labels
+        labels: Labels = inputs.labels
         b = inputs.b
         self.inputs = inputs
         self.b = b
         self.sizes = _sizes(
-            blocks.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.rows, own.width
+            labels.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.rows, own.width
         )
-        self.classes = _classes(blocks.buckets, self.sizes.parts, own.lanes, own.width)
+        self.layout = labels.layout(own, self.sizes.parts)
         self.program = Program(own, self.sizes.parts)
         # Behind what the sizes place: round trips, t as far as it is kept, and what only the forward passes use.
-        sizes, classes = self.sizes, self.classes
-        self.kept = sizes.p_aba + -(-classes.pairs // own.lanes) * own.lanes
+        sizes, longest = self.sizes, self.layout.longest
+        # What a part packs at once: a row of the largest class at least, and what the gradients need.
+        self.packed_row = max(_DEPTH * _PACKED_ROWS, longest, min(_PACKED, _DEPTH * longest))
+        self.kept = sizes.trips + -(-self.layout.pairs // own.lanes) * own.lanes
         one_tile = sizes.tile == sizes.columns
         self.kept_columns = sizes.keep if needs_gradient or one_tile else 0
         self.sums = self.kept + self.kept_columns * sizes.row
         self.packed = self.sums + 2 * sizes.parts * sizes.row
-        self.memory = _large(self.packed + sizes.parts * classes.packed) if memory is None else memory
+        self.memory = _large(self.packed + sizes.parts * self.packed_row) if memory is None else memory
         self.base = self.memory.data_ptr()
         self._readable = b.dtype == torch.float32 and (b.stride(1) == 1 or b.shape[1] == 1)
 
@@ -254,6 +193,40 @@ class _Walk:
         self.steps("steps_again", start, count, scratch, 0)
         return scratch
 
+    def shift(self, scratch: int) -> tuple[float, float] | None:
+        """Shifts for rows from all scores, in place of none; the lowest and the highest of ``u``.
+
+        Where the highest scores of columns lie between ``low`` and ``high``, sums over columns stay within limits for a
+        ``z`` in the middle, and rows are shifted to half way between their own highest score and a lower middle: low
+        enough for what rounds a column's sum not to underflow beside the rows' own sums. None where ``low`` and
+        ``high`` are too far apart for that.
+        """
+        sizes, at, program = self.sizes, self.at, self.program
+        rows, columns, row, parts = sizes.rows, sizes.columns, sizes.row, sizes.parts
+        of_rows = self.memory[self.sums : self.sums + parts * row].fill_(-math.inf).view(parts, row)
+        bias = self.inputs.bias_b
+        for start, count in self.tiles():
+            b, b_at = self.rows_of_b(start, count)
+            program.add(
+                "extremes", count, sizes.vectors, sizes.depth, b_at, b.stride(0), at(sizes.panels), scratch, row,
+                at(sizes.r), at(sizes.zero) if bias is None else bias.data_ptr() + 4 * start, int(bias is not None),
+                at(sizes.y, start), at(self.sums), sizes.strip,
+            )  # fmt: skip
+            self.run_if_converted()
+        program.run()
+        low, high = (float(x) for x in self.memory[sizes.y : sizes.y + columns].aminmax())
+        # A column of NaN has no highest score.
+        if not (high - low <= 2.0 * math.log(_RANGE)):
+            return None
+        z = float(round((low + high) / 2.0))
+        r, u = (self.memory[place : place + rows] for place in (sizes.r, sizes.u))
+        before = r.double()
+        r += of_rows.amax(0)[:rows].add_(low + (high - low) / 4.0).div_(2.0).round_()
+        # By what they were shifted once that was rounded.
+        u.copy_((r.double() - before - z).exp_())
+        program.add("clear", at(self.sums), parts * row)
+        return float(u.min()), float(u.max())
+
     def scratch(self) -> Tensor:
         """A tile."""
         return _large(self.sizes.tile * self.sizes.row)
@@ -261,12 +234,9 @@ class _Walk:
 
 def takes(inputs: Inputs) -> bool:
     """Whether the batch is one for this form, its numbers apart."""
-    if not inputs.walker or inputs.eps < SMALLEST_EPS or not inputs.labels.of_classes:
+    if not inputs.walker or inputs.eps < SMALLEST_EPS or inputs.labels.rows < _FEWEST_ROWS:
         return False
-    pairs, scores = inputs.labels.minus_target.shape[0], inputs.labels.rows * inputs.b.shape[0]
-    if inputs.labels.rows < _FEWEST_ROWS or (pairs > _MOST_PAIRS and pairs * 8 > scores):
-        return False
-    tensors = (inputs.a, inputs.b, inputs.bias_a, inputs.bias_b, inputs.labels.minus_target)
+    tensors = (inputs.a, inputs.b, inputs.bias_a, inputs.bias_b)
     return all(_is_readable(x) for x in tensors if x is not None)
 
 
@@ -279,25 +249,36 @@ def _is_readable(x: Tensor) -> bool:
 def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
     """See `fastassoc.backends.Backend`. None where the merged form does not hold."""
     walk = _Walk(own, inputs, needs_gradient)
-    sizes, classes, program, at = walk.sizes, walk.classes, walk.program, walk.at
-    rows, columns, row, parts, pairs = sizes.rows, sizes.columns, sizes.row, sizes.parts, classes.pairs
-    blocks: ClassBlocks = inputs.labels
+    found = _forward(walk, needs_gradient, statistics, shifted=False)
+    return _forward(walk, needs_gradient, statistics, shifted=True) if found is None else found
+
+
+def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool) -> Losses | None:
+    inputs = walk.inputs
+    sizes, layout, program, at = walk.sizes, walk.layout, walk.program, walk.at
+    rows, columns, row, parts, pairs = sizes.rows, sizes.columns, sizes.row, sizes.parts, layout.pairs
     a = inputs.a if inputs.a.dtype == torch.float32 else inputs.a.to(torch.float32)
     scratch = walk.scratch() if walk.kept_columns < columns else None
     scratch_at = 0 if scratch is None else scratch.data_ptr()
-    sums_at, trips_at, p_at, f, u = at(walk.sums), at(sizes.p_aba), at(sizes.p_aba), at(sizes.f), at(sizes.u)
+    sums_at, trips_at, s_at, f, u = at(walk.sums), at(sizes.trips), at(sizes.trips), at(sizes.f), at(sizes.u)
     found, shares = (ctypes.c_float * 6)(), (ctypes.c_double * (2 * parts))()
     collected = None
     if columns > _FLUSHED_COLUMNS:
         collected = torch.zeros(pairs, dtype=torch.float32, device=_CPU)
         trips_at = collected.data_ptr()
-    order, bias = blocks.order, inputs.bias_a
+    bias = inputs.bias_a
     program.add(
-        "prepare", rows, sizes.depth, a.data_ptr(), a.stride(0), a.stride(1),
-        walk.base if order is None else order.data_ptr(), int(order is not None),
-        at(sizes.zero) if bias is None else bias.data_ptr(), int(bias is not None), double(inputs.scale),
-        at(sizes.a), at(sizes.panels), row, at(sizes.r), u, at(sizes.zero), sums_at, parts * row, p_at, pairs,
+        "prepare", rows, sizes.depth, a.data_ptr(), a.stride(0), a.stride(1), layout.order, int(layout.moves),
+        at(sizes.zero) if bias is None else bias.data_ptr(), int(bias is not None), double(inputs.scale), at(sizes.a),
+        at(sizes.panels), row, at(sizes.r), u, at(sizes.zero), sums_at, parts * row, s_at, pairs,
     )  # fmt: skip
+    u_limits = 1.0, 1.0
+    if shifted:
+        program.run()
+        limits_of_shifts = walk.shift(at(walk.kept) if walk.kept_columns >= sizes.tile else scratch_at)
+        if limits_of_shifts is None:
+            return None
+        u_limits = limits_of_shifts
     added = 0
     for start, count in walk.tiles():
         end = start + count
@@ -310,17 +291,17 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
         if looked_at:
             program.run()
             # Most batches that this form is not for end here.
-            if not _holds(inputs.eps, found, all_columns=end == columns):
+            if not _holds(inputs.eps, found, u_limits, all_columns=end == columns):
                 return None
         program.add(
-            "trips", count, t, row, trips_at, classes.tasks_at, classes.single, classes.singles,
-            trips_at + 4 * classes.single_place, at(walk.packed), classes.packed,
+            "trips", count, t, row, trips_at, layout.tasks, layout.task_number, layout.single, layout.singles,
+            trips_at + 4 * layout.single_place, at(walk.packed), walk.packed_row,
         )  # fmt: skip
         added += count
         if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
-            program.add("flush", trips_at, p_at, pairs)
+            program.add("flush", trips_at, s_at, pairs)
             added = 0
-    program.add("probabilities", classes.every_at, classes.number, p_at, f, u)
+    program.add("mirror", layout.classes, layout.several, s_at)
     eps = double(inputs.eps)
     if inputs.visit:
         program.add("clear", sums_at, parts * row)
@@ -333,18 +314,21 @@ def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool)
             )  # fmt: skip
         program.add("row_sums", row, sums_at, f, at(sizes.rho))
     program.add(
-        "logarithms", p_at, blocks.minus_target.data_ptr(), pairs, at(sizes.visit), columns if inputs.visit else 0, eps,
-        ctypes.addressof(shares),
+        "logarithms", rows, layout.classes, layout.several, s_at, f, u, layout.single, layout.singles,
+        s_at + 4 * layout.single_place, at(sizes.visit), columns if inputs.visit else 0, eps, ctypes.addressof(shares),
     )  # fmt: skip
+    returns = _floats(rows) if statistics else None
+    if returns is not None:
+        program.add("returns", layout.classes, layout.number, s_at, f, u, returns.data_ptr())
     program.run()
-    if not _holds(inputs.eps, found, all_columns=True):
+    if not _holds(inputs.eps, found, u_limits, all_columns=True):
         return None
     walker = _scalar(math.log1p(rows * inputs.eps) + sum(shares[::2]))
     visit = visit_probability = p_correct = accuracy_estimate = None
     if inputs.visit:
         visit = _scalar(math.log1p(columns * inputs.eps) - sum(shares[1::2]) / columns)
-    if statistics:
-        p_correct, accuracy_estimate = walk_statistics(walk.memory[sizes.p_aba : sizes.p_aba + pairs], blocks)
+    if returns is not None:
+        p_correct, accuracy_estimate = returns.mean(), returns.sqrt().mean()
         if inputs.visit:
             visit_probability = walk.memory[sizes.visit : sizes.visit + columns].clone()
     saved: Saved = (*(None,) * (SAVED - 1), walk.memory) if needs_gradient else ()
@@ -356,11 +340,10 @@ def gradients(
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
     walk = _Walk(own, inputs, True, saved[-1])
-    sizes, classes, program, at = walk.sizes, walk.classes, walk.program, walk.at
+    sizes, layout, program, at = walk.sizes, walk.layout, walk.program, walk.at
     rows, columns, depth, row = sizes.rows, sizes.columns, sizes.depth, sizes.row
-    blocks: ClassBlocks = inputs.labels
     # Sums in float64, rho, h, K, what is packed, and ds, each at the begin of a vector.
-    lengths = 2 * row, row, columns, classes.kernels, sizes.parts * classes.packed, sizes.tile * row
+    lengths = 2 * row, row, columns, layout.kernels, sizes.parts * walk.packed_row, sizes.tile * row
     places = [0, *itertools.accumulate(-(-length // own.lanes) * own.lanes for length in lengths)]
     scratch = _large(places[-1])
     trips_at, rho, h, kernels, packed, ds_at, _ = (scratch.data_ptr() + 4 * place for place in places)
@@ -384,8 +367,8 @@ def gradients(
         upstream_visit /= factor
     f, u, eps = at(sizes.f), at(sizes.u), double(inputs.eps)
     program.add(
-        "kernels", classes.every_at, classes.number, at(sizes.p_aba), blocks.minus_target.data_ptr(), f, kernels,
-        trips_at, eps, double(upstream_walker),
+        "kernels", rows, layout.classes, layout.number, at(sizes.trips), f, u, kernels, trips_at, eps,
+        double(upstream_walker),
     )  # fmt: skip
     # Without a visit term its factors are 0, and any finite numbers do.
     program.add(
@@ -393,6 +376,10 @@ def gradients(
         columns, at(sizes.visit) if inputs.visit else at(sizes.y), at(sizes.g), eps,
         double(-upstream_visit / (rows * columns)), h,
     )  # fmt: skip
+    large, wide_strip = 0, sizes.strip
+    if layout.longest > _LARGE_ROWS:
+        large = int((layout.class_table()[:, 1] > _LARGE_ROWS).sum())
+        wide_strip = max(sizes.strip, _WIDE_BLOCKS * own.rows)
     t_scratch = walk.scratch() if walk.kept_columns < columns else None
     da_at = 0 if da is None else da.data_ptr()
     for start, count in walk.tiles():
@@ -400,15 +387,15 @@ def gradients(
         db_at = 0 if own_db is None else own_db.data_ptr() + (0 if converts else 4 * start * depth)
         program.add(
             "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
-            classes.every_at, classes.several, kernels, classes.single, classes.singles,
-            kernels + 4 * classes.single_kernel, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
-            at(sizes.a), db_at, int(db is not None), sizes.strip,
+            layout.classes, layout.several, large, kernels, layout.single, layout.singles,
+            kernels + 4 * layout.single_kernel, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
+            at(sizes.a), db_at, int(db is not None), sizes.strip, wide_strip,
         )  # fmt: skip
         if da is not None:
             b, b_at = walk.rows_of_b(start, count)
             program.add(
                 "row_gradients", count, rows, depth, ds_at, row, b_at, b.stride(0), da_at, int(start > 0),
-                packed, classes.packed,
+                packed, walk.packed_row,
             )  # fmt: skip
             walk.run_if_converted()
         if converts and own_db is not None and db is not None:
@@ -421,31 +408,41 @@ def gradients(
                 dbias_a += tile_ds.sum(0)
             if dbias_b is not None:
                 torch.sum(tile_ds, 1, out=dbias_b[start : start + count])
+    total = inputs.a.shape[0]
+    if da is not None and (layout.moves or rows < total):
+        in_order, da = da, _floats(total * depth).view(total, depth)
+        if rows < total:
+            da.zero_()
+        program.add("rows_back", rows, depth, in_order.data_ptr(), layout.order, da.data_ptr())
     program.run()
+    if dbias_a is not None and (layout.moves or rows < total):
+        order = torch.from_numpy(layout.memory[:rows])
+        dbias_a = dbias_a.new_zeros(total).index_copy_(0, order, dbias_a)
     if da is not None and inputs.scale != 1.0:
         da *= inputs.scale
     if factor != 1.0:
         for x in (da, None if converts else db, dbias_a, dbias_b):
             if x is not None:
                 x *= factor
-    total = inputs.a.shape[0]
-    return Gradients(
-        None if da is None else rows_back(da, blocks, total),
-        db,
-        None if dbias_a is None else rows_back(dbias_a, blocks, total),
-        dbias_b,
-    )
+    return Gradients(da, db, dbias_a, dbias_b)
 
 
-def _holds(eps: float, found: ctypes.Array[ctypes.c_float], all_columns: bool) -> bool:
+def _holds(eps: float, found: ctypes.Array[ctypes.c_float], u_limits: tuple[float, float], all_columns: bool) -> bool:
     """Whether sums lie in their range, and what underflows stays below ``eps`` times the roundoff of a probability.
 
-    As in `fastassoc.backends.cpu_blocked`, for u of 1. What the first columns say of y is final, of f it is not.
+    As in `fastassoc.backends.cpu_blocked`. What the first columns say of y is final, of f it is not.
     """
     limit = eps * _UNDERFLOW
     f_low, f_high, f_sum, y_low, y_high, y_sum = found
-    columns_hold = y_high * max(1.0, y_high) <= min(limit, _RANGE) and y_low * y_low * _RANGE >= 1.0
-    rows_hold = f_high <= min(limit, limit * y_low, _RANGE) and f_low * _RANGE >= 1.0
+    u_low, u_high = u_limits
+    y_over = y_high * max(1.0, y_high)
+    columns_hold = y_over * u_high <= limit and y_over <= _RANGE and y_low * y_low * _RANGE >= 1.0
+    rows_hold = (
+        f_high * max(1.0, u_high) <= min(limit, _RANGE)
+        and f_high <= limit * y_low
+        and f_low * _RANGE >= 1.0
+        and f_low * u_low * _PAIR_RANGE >= 1.0
+    )
     return math.isfinite(f_sum + y_sum) and columns_hold and (rows_hold or not all_columns)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastassoc.kernels.cpu import backward, forward, ir, machine_code, passes
+from fastassoc.kernels.cpu import backward, forward, ir, layout, machine_code, passes
 from fastassoc.kernels.cpu.products import Shape, product_functions
 
 WIDE = Shape(lanes=16, rows=6, vectors=4)
@@ -16,6 +16,12 @@ def compile_kernels(wide: bool) -> tuple[machine_code.Library, Shape]:
     shape = WIDE if wide else NARROW
     bits = 32 * shape.lanes
     attributes = [f'"min-legal-vector-width"="{bits}"', f'"prefer-vector-width"="{bits}"', "nounwind"]
-    functions = [*product_functions(shape), passes.sequence(), *forward.functions(shape), *backward.functions(shape)]
+    functions = [
+        *product_functions(shape),
+        passes.sequence(),
+        layout.layout(shape),
+        *forward.functions(shape),
+        *backward.functions(shape),
+    ]
     text = ir.module(functions, attributes)
     return machine_code.compile_module(text, "x86-64-v4" if wide else "x86-64-v3"), shape

@@ -1,13 +1,14 @@
 """The backward passes; see `fastassoc.kernels.cpu.forward` for the names, and for how things lie.
 
-G_ik = target_ik / (eps + p_aba_ik)      K_ik = G_ik f_i + G_ki f_k              kappa_j = sum_i t_ji (K t)_ji / 2
+G_ik = target_ik / (eps + p_aba_ik)      K_ik = G_ik f_i u_k + G_ki f_k u_i      kappa_j = sum_i t_ji (K t)_ji / 2
 ds_ji = t_ji [(K t)_ji + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]          da = ds' b          db = ds a
 """
 
 from __future__ import annotations
 
-from fastassoc.kernels.cpu.forward import CLASS_NUMBERS
+from fastassoc.kernels.cpu.forward import minus_target
 from fastassoc.kernels.cpu.ir import Function, Value
+from fastassoc.kernels.cpu.layout import CLASS_NUMBERS
 from fastassoc.kernels.cpu.passes import Pass, as_doubles, for_groups, lanes_left
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 
@@ -16,10 +17,10 @@ PACKED_ROWS = 96
 
 
 def kernels(shape: Shape) -> Function:
-    """``K``, and ``sum_k G_ik p_aba_ik`` for every row. ``p_aba_ki`` is ``p_aba_ik f_k / f_i``."""
-    task = Pass("kernels", "classes_at class_count p_at target_at f_at k_at trips_at eps_number upstream_number")
+    """``K``, and ``sum_k G_ik p_aba_ik`` for every row. ``classes``: see `CLASS_NUMBERS`."""
+    task = Pass("kernels", "rows classes_at class_count s_at f_at u_at k_at trips_at eps_number upstream_number")
     function = task.function
-    classes, class_count, p, target, f, out, trips, eps, upstream = task.arguments()
+    rows, classes, class_count, s, f, u, out, trips, eps, upstream = task.arguments()
     eps, upstream = (function.splat(shape.vector, x) for x in (eps, upstream))
     zero = function.constant(f"<{shape.lanes // 2} x double>", 0.0)
 
@@ -29,25 +30,25 @@ def kernels(shape: Shape) -> Function:
             start, size, place, kernel, kernel_row = (
                 function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
             )
+            weight = minus_target(function, shape, rows, size) * upstream
             with function.loop(0, size, 1) as i:
-                p_row, target_row = (function.address(x, place + i.index * size) for x in (p, target))
+                line = function.address(s, place + i.index * size)
                 out_row = function.address(out, kernel + i.index * kernel_row)
-                f_i = function.load("float", f, start + i.index)
-                inverse = function.splat(shape.vector, function.binary("div", function.constant("float", 1.0), f_i))
-                f_i = function.splat(shape.vector, f_i)
+                f_i, u_i = (function.splat(shape.vector, function.load("float", x, start + i.index)) for x in (f, u))
                 with function.loop(0, size, shape.lanes, [zero, zero]) as loop:
                     k = loop.index
                     mask = lanes_left(function, shape, size - k)
-                    probability, factor, f_k = (
+                    product, f_k, u_k = (
                         function.masked_load(shape.vector, function.address(x, at), mask)
-                        for x, at in ((p_row, k), (target_row, k), (f, start + k))
+                        for x, at in ((line, k), (f, start + k), (u, start + k))
                     )
-                    factor *= upstream
+                    there, back = f_i * u_k, f_k * u_i
                     # Where nothing is, the denominator is eps.
-                    derivative = function.binary("div", factor, probability + eps)
-                    mirrored = function.binary("div", factor, probability * inverse * f_k + eps)
+                    probability = product * there
+                    derivative = function.binary("div", weight, probability + eps)
+                    mirrored = function.binary("div", weight, product * back + eps)
                     function.masked_store(
-                        function.fma(derivative, f_i, mirrored * f_k), function.address(out_row, k), mask
+                        function.fma(derivative, there, mirrored * back), function.address(out_row, k), mask
                     )
                     halves = as_doubles(function, shape, derivative * probability)
                     loop.next = [total + half for total, half in zip(loop.values, halves, strict=True)]
@@ -86,18 +87,33 @@ def terms(shape: Shape) -> Function:
 def brackets(shape: Shape) -> Function:
     """``ds`` and ``db``, the latter unless ``wants_b`` is 0. ``h`` has ``g``, and ``rho`` ``f`` as a factor.
 
-    ``classes``: see `fastassoc.kernels.cpu.forward.probabilities`; the first ``class_count`` are those of several rows.
+    ``classes``: see `CLASS_NUMBERS`; of those of several rows. The first ``large_count`` take ``wide_strip`` columns at
+    once, for their kernels do not stay in a cache; everything else takes ``strip``.
     """
     task = Pass(
         "brackets",
-        "columns rows labelled depth t_at ds_at row classes_at class_count k_at single singles single_k_at "
-        "f_at rho_at u_at g_at h_at v_at own_at db_at wants_b strip",
+        "columns rows labelled depth t_at ds_at row classes_at class_count large_count k_at single singles single_k_at "
+        "f_at rho_at u_at g_at h_at v_at own_at db_at wants_b strip wide_strip",
     )
     function = task.function
-    columns, rows, labelled, depth, t, ds, row, classes, class_count, k, single, singles, single_k, *rest = (
-        task.arguments()
-    )
-    f, rho, u, g, h, v, own, db, wants_b, strip = rest
+    (
+        columns,
+        rows,
+        labelled,
+        depth,
+        t,
+        ds,
+        row,
+        classes,
+        class_count,
+        large_count,
+        k,
+        single,
+        singles,
+        single_k,
+        *rest,
+    ) = task.arguments()
+    f, rho, u, g, h, v, own, db, wants_b, strip, wide_strip = rest
     one, step = function.constant("i64", 1), function.constant("i64", DEPTH_STEP)
     never = function.constant("i1", 0)
     width = function.constant("i64", shape.lanes * shape.vectors)
@@ -122,43 +138,53 @@ def brackets(shape: Shape) -> Function:
                     x = function.fma(of_row, factor, x)
                 function.store(x * function.load(shape.vector, line, loop.index), out, loop.index)
 
+    def round_trips(first: Value | int, last: Value, j: Value, end: Value) -> None:
+        line, out = (function.address(x, row * j) for x in (t, ds))
+        with function.loop(first, last, 1) as each:
+            start, size, _, kernel, kernel_row = (
+                function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
+            )
+            function.call_void(
+                "product",
+                end - j, size, size,
+                function.address(line, start), row, one,
+                function.address(k, kernel), kernel_row, width,
+                function.address(out, start), row,
+                never, step,
+            )  # fmt: skip
+
+    def of_strip(j: Value, end: Value) -> None:
+        line, out = (function.address(x, row * j) for x in (t, ds))
+        round_trips(large_count, class_count, j, end)
+        with function.loop(0, singles, shape.lanes) as each:
+            mask = lanes_left(function, shape, singles - each.index)
+            kernel = function.masked_load(shape.vector, function.address(single_k, each.index), mask)
+            at = single + each.index
+            with function.loop(0, end - j, 1) as inner:
+                source, target = (function.address(x, row * inner.index + at) for x in (line, out))
+                function.masked_store(function.masked_load(shape.vector, source, mask) * kernel, target, mask)
+        with function.loop(labelled, rows, 1) as each, function.loop(0, end - j, 1) as inner:
+            function.store(function.constant("float", 0.0), out, row * inner.index + each.index)
+        for_groups(function, j, end, of_columns)
+        with function.when(function.compare("ne", wants_b, 0)):
+            function.call_void(
+                "product",
+                end - j, depth, labelled,
+                out, row, one,
+                own, depth, width,
+                function.address(db, depth * j), depth,
+                never, step,
+            )  # fmt: skip
+
     def body(part: Value) -> None:
         first, last = task.span(part, columns, shape.rows)
-        with function.loop(0, function.divide_up(last - first, strip), 1) as loop:
-            j = first + strip * loop.index
-            end = function.minimum(j + strip, last)
-            line, out = (function.address(x, row * j) for x in (t, ds))
-            with function.loop(0, class_count, 1) as each:
-                start, size, _, kernel, kernel_row = (
-                    function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(CLASS_NUMBERS)
-                )
-                function.call_void(
-                    "product",
-                    end - j, size, size,
-                    function.address(line, start), row, one,
-                    function.address(k, kernel), kernel_row, width,
-                    function.address(out, start), row,
-                    never, step,
-                )  # fmt: skip
-            with function.loop(0, singles, shape.lanes) as each:
-                mask = lanes_left(function, shape, singles - each.index)
-                kernel = function.masked_load(shape.vector, function.address(single_k, each.index), mask)
-                at = single + each.index
-                with function.loop(0, end - j, 1) as inner:
-                    source, target = (function.address(x, row * inner.index + at) for x in (line, out))
-                    function.masked_store(function.masked_load(shape.vector, source, mask) * kernel, target, mask)
-            with function.loop(labelled, rows, 1) as each, function.loop(0, end - j, 1) as inner:
-                function.store(function.constant("float", 0.0), out, row * inner.index + each.index)
-            for_groups(function, j, end, of_columns)
-            with function.when(function.compare("ne", wants_b, 0)):
-                function.call_void(
-                    "product",
-                    end - j, depth, labelled,
-                    out, row, one,
-                    own, depth, width,
-                    function.address(db, depth * j), depth,
-                    never, step,
-                )  # fmt: skip
+        with function.loop(0, function.divide_up(last - first, wide_strip), 1) as outer:
+            begin = first + wide_strip * outer.index
+            stop = function.minimum(begin + wide_strip, last)
+            round_trips(0, large_count, begin, stop)
+            with function.loop(0, function.divide_up(stop - begin, strip), 1) as inner:
+                j = begin + strip * inner.index
+                of_strip(j, function.minimum(j + strip, stop))
 
     return task.for_parts(body)
 
@@ -196,6 +222,25 @@ def row_gradients(shape: Shape) -> Function:
     return task.for_parts(body)
 
 
+def rows_back(shape: Shape) -> Function:
+    """Rows to where ``order`` says that they came from."""
+    task = Pass("rows_back", "rows depth x_at order_at out_at")
+    function = task.function
+    rows, depth, x, order, out = task.arguments()
+
+    def body(part: Value) -> None:
+        first, last = task.span(part, rows)
+        with function.loop(first, last, 1) as loop:
+            source = function.address(x, depth * loop.index)
+            target = function.address(out, depth * function.load("i64", order, loop.index, 8))
+            with function.loop(0, depth, shape.lanes) as inner:
+                mask = lanes_left(function, shape, depth - inner.index)
+                entries = function.masked_load(shape.vector, function.address(source, inner.index), mask)
+                function.masked_store(entries, function.address(target, inner.index), mask)
+
+    return task.for_parts(body)
+
+
 def functions(shape: Shape) -> list[Function]:
     """All of the backward passes."""
-    return [make(shape) for make in (kernels, terms, brackets, row_gradients)]
+    return [make(shape) for make in (kernels, terms, brackets, row_gradients, rows_back)]

@@ -9,7 +9,8 @@ are read as vectors. Entries from N up to a multiple of the vector are there, an
     S_ik = sum_j t_ji t_jk                p_aba_ik = S_ik f_i u_k
     visit_j = g_j sum_i t_ji f_i / N      h_j = -1 / (N M (eps + visit_j))               rho_i = f_i sum_j t_ji g_j h_j
 
-``r`` and ``u`` are the bias of a row and 1; of the rows that fill the last vector, ``u`` and ``f`` are 0.
+With ``z`` constant and any shift of the rows, ``r_i = shift_i - bias_a_i`` and ``u_i = exp(shift_i - z)``; `prepare`
+takes 0 for both. Of the rows that fill the last vector, ``u`` and ``f`` are 0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastassoc.kernels.cpu.ir import Function, Value
+from fastassoc.kernels.cpu.layout import CLASS_NUMBERS, TASK_NUMBERS
 from fastassoc.kernels.cpu.passes import (
     Pass,
     add_doubles,
@@ -31,8 +33,6 @@ from fastassoc.kernels.cpu.passes import (
 )
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 
-CLASS_NUMBERS = 5
-TASK_NUMBERS = 5
 PAD = 1e30
 """``r`` of the rows that fill the last vector."""
 
@@ -104,7 +104,6 @@ def steps(shape: Shape, known: bool) -> Function:
     function = task.function
     columns, rows, depth, b, b_row, panels, t, row, r, u, bias, biased, *rest = task.arguments()
     y, g, v, sums, strip = rest
-    width = shape.lanes * shape.vectors
 
     def exponentials(own_sums: Value) -> Callable[[Value, int], None]:
         def body(j: Value, count: int) -> None:
@@ -153,61 +152,105 @@ def steps(shape: Shape, known: bool) -> Function:
 
     def body(part: Value) -> None:
         own_sums = function.address(sums, row * part, "double")
-        first, last = task.span(part, columns, shape.rows)
-        with function.loop(0, function.divide_up(last - first, strip), 1) as loop:
-            j = first + strip * loop.index
-            end = function.minimum(j + strip, last)
-            function.call_void(
-                "product",
-                end - j, rows, depth,
-                function.address(b, b_row * j), b_row, function.constant("i64", 1),
-                panels, function.constant("i64", width), depth * width,
-                function.address(t, row * j), row,
-                function.constant("i1", 0), function.constant("i64", DEPTH_STEP),
-            )  # fmt: skip
-            for_groups(function, j, end, exponentials(own_sums))
+        arguments = columns, rows, depth, b, b_row, panels, t, row, strip
+        _for_scores(task, shape, part, arguments, exponentials(own_sums))
 
     return task.for_parts(body)
+
+
+def extremes(shape: Shape) -> Function:
+    """The highest score of each column, and for each part that of each row, if it is higher than what is there."""
+    task = Pass(
+        "extremes", "columns rows depth b_at b_row panels_at t_at row r_at bias_at biased highest_at rows_at strip"
+    )
+    function = task.function
+    columns, rows, depth, b, b_row, panels, t, row, r, bias, biased, highest, of_rows, strip = task.arguments()
+
+    def body(part: Value) -> None:
+        own = function.address(of_rows, row * part)
+
+        def of_columns(j: Value, count: int) -> None:
+            lines = [function.address(t, row * (j + n)) for n in range(count)]
+            biases = [
+                function.splat(shape.vector, function.load("float", bias, biased * (j + n))) for n in range(count)
+            ]
+            lowest = function.constant(shape.vector, -PAD)
+            with function.loop(0, rows, shape.lanes, [lowest] * count) as loop:
+                i = loop.index
+                shift = function.load(shape.vector, r, i)
+                best = function.load(shape.vector, own, i)
+                for line, x, so_far in zip(lines, biases, loop.values, strict=True):
+                    score = function.load(shape.vector, line, i) + x - shift
+                    loop.next.append(function.higher(score, so_far))
+                    best = function.higher(score, best)
+                function.store(best, own, i)
+            for n, x in enumerate(loop.values):
+                function.store(function.highest(x), highest, j + n)
+
+        _for_scores(task, shape, part, (columns, rows, depth, b, b_row, panels, t, row, strip), of_columns)
+
+    return task.for_parts(body)
+
+
+def _for_scores(
+    task: Pass, shape: Shape, part: Value, arguments: tuple[Value, ...], of_columns: Callable[[Value, int], None]
+) -> None:
+    """The product of a part's columns with all rows, a strip at a time, and ``of_columns`` for groups of them."""
+    function = task.function
+    columns, rows, depth, b, b_row, panels, t, row, strip = arguments
+    width = shape.lanes * shape.vectors
+    first, last = task.span(part, columns, shape.rows)
+    with function.loop(0, function.divide_up(last - first, strip), 1) as loop:
+        j = first + strip * loop.index
+        end = function.minimum(j + strip, last)
+        function.call_void(
+            "product",
+            end - j, rows, depth,
+            function.address(b, b_row * j), b_row, function.constant("i64", 1),
+            panels, function.constant("i64", width), depth * width,
+            function.address(t, row * j), row,
+            function.constant("i1", 0), function.constant("i64", DEPTH_STEP),
+        )  # fmt: skip
+        for_groups(function, j, end, of_columns)
 
 
 def trips(shape: Shape) -> Function:
     """``S_ik += sum_j t_ji t_jk`` for ``i >= k`` of a class.
 
-    ``tasks``: for each part the number of its first task, and of the first of no part; then, at `TASK_NUMBERS` times
-    its number, for each task the first row, the rows from there to the end of the class, the class's size, the place
-    in ``S`` of the row's own entry, and how many panels of k it has. ``singles`` rows from ``single`` on are alone in
-    their classes.
+    ``tasks``: see `TASK_NUMBERS`. ``singles`` rows from ``single`` on are alone in their classes.
     """
-    task = Pass("trips", "columns t_at row s_at tasks_at single singles single_s_at scratch_at scratch_row")
+    task = Pass("trips", "columns t_at row s_at tasks_at task_count single singles single_s_at scratch_at scratch_row")
     function = task.function
-    columns, t, row, s, tasks, single, singles, single_s, scratch, scratch_row = task.arguments()
+    columns, t, row, s, tasks, task_count, single, singles, single_s, scratch, scratch_row = task.arguments()
     one = function.constant("i64", 1)
     width = function.constant("i64", shape.lanes * shape.vectors)
 
     def body(part: Value) -> None:
         packed = function.address(scratch, scratch_row * part)
-        first, last = (function.load("i64", tasks, part + n, 8) for n in range(2))
-        with function.loop(first, last, 1) as loop:
-            start, left, size, place, panels = (
+        with function.loop(0, task_count, 1) as loop:
+            start, left, size, place, panels, owner = (
                 function.load("i64", tasks, loop.index * TASK_NUMBERS + n, 8) for n in range(TASK_NUMBERS)
             )
-            packed_row = function.divide_up(left, shape.lanes) * shape.lanes
-            step = function.minimum(function.quotient(scratch_row, packed_row), DEPTH_STEP)
-            with function.loop(0, function.divide_up(columns, step), 1) as chunk:
-                j = step * chunk.index
-                depth = function.minimum(columns - j, step)
-                function.call_void("pack", depth, left, function.address(t, row * j + start), row, packed, packed_row)
-                with function.loop(0, panels, 1) as panel:
-                    skipped = width * panel.index
-                    x, rows = function.address(packed, skipped), left - skipped
+            with function.when(function.compare("eq", owner, part)):
+                packed_row = function.divide_up(left, shape.lanes) * shape.lanes
+                step = function.minimum(function.quotient(scratch_row, packed_row), DEPTH_STEP)
+                with function.loop(0, function.divide_up(columns, step), 1) as chunk:
+                    j = step * chunk.index
+                    depth = function.minimum(columns - j, step)
                     function.call_void(
-                        "product",
-                        rows, function.minimum(rows, width), depth,
-                        x, one, packed_row,
-                        x, packed_row, width,
-                        function.address(s, place + skipped * (size + 1)), size,
-                        function.constant("i1", 1), step,
-                    )  # fmt: skip
+                        "pack", depth, left, function.address(t, row * j + start), row, packed, packed_row
+                    )
+                    with function.loop(0, panels, 1) as panel:
+                        skipped = width * panel.index
+                        x, rows = function.address(packed, skipped), left - skipped
+                        function.call_void(
+                            "product",
+                            rows, function.minimum(rows, width), depth,
+                            x, one, packed_row,
+                            x, packed_row, width,
+                            function.address(s, place + skipped * (size + 1)), size,
+                            function.constant("i1", 1), step,
+                        )  # fmt: skip
         first, last = task.span(part, singles, shape.lanes)
         with function.loop(first, last, shape.lanes) as loop:
             mask = lanes_left(function, shape, singles - loop.index)
@@ -355,58 +398,124 @@ def clear(shape: Shape) -> Function:
     return task.for_parts(body)
 
 
-def probabilities(shape: Shape) -> Function:
-    """``p_aba`` in the place of S, of which the entries with ``i >= k`` are read.
-
-    ``classes``: for each class its first row, its size, the place of its first pair, that of the first entry of its
-    kernel, and the length of the kernel's rows.
-    """
-    task = Pass("probabilities", "classes_at class_count s_at f_at u_at")
+def mirror(shape: Shape) -> Function:
+    """``S_ki = S_ik`` for ``k < i``. ``classes``: see `CLASS_NUMBERS`; of those of several rows."""
+    task = Pass("mirror", "classes_at class_count s_at")
     function = task.function
-    classes, class_count, s, f, u = task.arguments()
+    classes, class_count, s = task.arguments()
+
+    def body(part: Value) -> None:
+        with function.loop(0, class_count, 1) as each:
+            size, place = (function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in (1, 2))
+            first, last = task.span(part, size)
+            with function.loop(first, last, 1) as i, function.loop(0, i.index, 1) as k:
+                x = function.load("float", s, place + i.index * size + k.index)
+                function.store(x, s, place + k.index * size + i.index)
+
+    return task.for_parts(body)
+
+
+def returns(shape: Shape) -> Function:
+    """``sum_k p_aba_ik`` over the class of each row. ``classes``: see `CLASS_NUMBERS`."""
+    task = Pass("returns", "classes_at class_count s_at f_at u_at out_at")
+    function = task.function
+    classes, class_count, s, f, u, out = task.arguments()
 
     def body(part: Value) -> None:
         first, last = task.span(part, class_count)
         with function.loop(first, last, 1) as each:
             start, size, place = (function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(3))
-            with function.loop(0, size, 1) as i, function.loop(0, i.index + 1, 1) as k:
-                pairs = [(i.index, k.index), (k.index, i.index)]
-                x = function.load("float", s, place + i.index * size + k.index)
-                for row, column in pairs:
-                    factor = function.load("float", f, start + row) * function.load("float", u, start + column)
-                    function.store(x * factor, s, place + row * size + column)
+            with function.loop(0, size, 1) as i:
+                line, row = function.address(s, place + i.index * size), start + i.index
+                f_i = function.load("float", f, row)
+                with function.loop(0, size, 1, [function.constant("double", 0.0)]) as k:
+                    factor = f_i * function.load("float", u, start + k.index)
+                    x = function.load("float", line, k.index) * factor
+                    k.next = [k.values[0] + function.convert("fpext", x, "double")]
+                function.store(function.convert("fptrunc", k.values[0], "float"), out, row)
 
     return task.for_parts(body)
 
 
 def logarithms(shape: Shape) -> Function:
-    """For each part its share of ``sum target log(eps + p_aba)`` and of ``sum_j log(eps + visit_j)``."""
-    task = Pass("logarithms", "p_at target_at pairs visit_at columns eps_number out_at")
+    """For each part its share of ``-sum target log(eps + p_aba)`` and of ``sum_j log(eps + visit_j)``.
+
+    ``classes``: see `CLASS_NUMBERS`; of those of several rows. ``singles`` rows from ``single`` on are alone.
+    """
+    task = Pass(
+        "logarithms",
+        "rows classes_at class_count s_at f_at u_at single singles single_s_at visit_at columns eps_number out_at",
+    )
     function = task.function
-    p, target, pairs, visit, columns, eps, out = task.arguments()
+    rows, classes, class_count, s, f, u, single, singles, single_s, visit, columns, eps, out = task.arguments()
     eps = function.splat(shape.vector, eps)
-    zero = function.constant(f"<{shape.lanes // 2} x double>", 0.0)
+    zeros = [function.constant(f"<{shape.lanes // 2} x double>", 0.0)] * 2
+
+    def added(before: list[Value], x: Value, mask: Value, weight: Value | None = None) -> list[Value]:
+        x = logarithm(function, shape, x + eps)
+        if weight is not None:
+            x *= weight
+        halves = as_doubles(function, shape, function.select(mask, x, function.constant(shape.vector, 0.0)))
+        return [total + half for total, half in zip(before, halves, strict=True)]
 
     def body(part: Value) -> None:
-        for number, (x, weights, count) in enumerate(((p, target, pairs), (visit, None, columns))):
-            first, last = task.span(part, count, shape.lanes)
-            with function.loop(first, last, shape.lanes, [zero, zero]) as loop:
-                mask = lanes_left(function, shape, count - loop.index)
-                value = function.masked_load(shape.vector, function.address(x, loop.index), mask)
-                value = logarithm(function, shape, value + eps)
-                if weights is None:
-                    value = function.select(mask, value, function.constant(shape.vector, 0.0))
-                else:
-                    value *= function.masked_load(shape.vector, function.address(weights, loop.index), mask)
-                loop.next = [
-                    total + half for total, half in zip(loop.values, as_doubles(function, shape, value), strict=True)
-                ]
-            function.store(function.sum(loop.values[0] + loop.values[1]), out, part * 2 + number, 8)
+        def vectors(first: Value, at: Value, mask: Value, *pointers: Value) -> list[Value]:
+            return [function.masked_load(shape.vector, function.address(x, first + at), mask) for x in pointers]
+
+        with function.loop(0, class_count, 1, zeros) as each:
+            start, size, place = (function.load("i64", classes, each.index * CLASS_NUMBERS + n, 8) for n in range(3))
+            weight = minus_target(function, shape, rows, size)
+            first, last = task.span(part, size)
+            with function.loop(first, last, 1, each.values) as i:
+                f_i = function.splat(shape.vector, function.load("float", f, start + i.index))
+                line = function.address(s, place + i.index * size)
+                with function.loop(0, size, shape.lanes, i.values) as loop:
+                    mask = lanes_left(function, shape, size - loop.index)
+                    x = function.masked_load(shape.vector, function.address(line, loop.index), mask)
+                    (u_k,) = vectors(start, loop.index, mask, u)
+                    loop.next = added(loop.values, x * (f_i * u_k), mask, weight)
+                i.next = loop.values
+            each.next = i.values
+        weight = minus_target(function, shape, rows, function.constant("i64", 1))
+        first, last = task.span(part, singles, shape.lanes)
+        with function.loop(first, last, shape.lanes, each.values) as loop:
+            mask = lanes_left(function, shape, singles - loop.index)
+            x = function.masked_load(shape.vector, function.address(single_s, loop.index), mask)
+            f_i, u_i = vectors(single, loop.index, mask, f, u)
+            loop.next = added(loop.values, x * (f_i * u_i), mask, weight)
+        walks = loop.values
+        first, last = task.span(part, columns, shape.lanes)
+        with function.loop(first, last, shape.lanes, zeros) as loop:
+            mask = lanes_left(function, shape, columns - loop.index)
+            x = function.masked_load(shape.vector, function.address(visit, loop.index), mask)
+            loop.next = added(loop.values, x, mask)
+        for number, totals in enumerate((walks, loop.values)):
+            function.store(function.sum(totals[0] + totals[1]), out, part * 2 + number, 8)
 
     return task.for_parts(body)
 
 
+def minus_target(function: Function, shape: Shape, rows: Value, size: Value) -> Value:
+    """``-1 / (N n_i)``, what a pair of a class of ``size`` rows has as its weight (eq 7 over N), in all lanes."""
+    product = function.convert("sitofp", rows * size, "double")
+    weight = function.binary("div", function.constant("double", -1.0), product)
+    return function.splat(shape.vector, function.convert("fptrunc", weight, "float"))
+
+
 def functions(shape: Shape) -> list[Function]:
     """All of the forward passes."""
-    passes = [prepare, trips, flush, row_factors, row_sums, limits, visits, clear, probabilities, logarithms]
+    passes = [
+        prepare,
+        extremes,
+        trips,
+        flush,
+        row_factors,
+        row_sums,
+        limits,
+        visits,
+        clear,
+        mirror,
+        returns,
+        logarithms,
+    ]
     return [steps(shape, False), steps(shape, True), *(make(shape) for make in passes)]

@@ -150,6 +150,15 @@ class Function:
         self.declarations.add(f"declare {element} @{name}({element}, {x.type})")
         return self.emit(element, f"call reassoc {element} @{name}({zero}, {x})")
 
+    def higher(self, x: Value, y: Value) -> Value:
+        """Of two floats, or of the entries of two vectors; ``y`` where either is NaN."""
+        return self.select(self.compare("ogt", x, y), x, y)
+
+    def highest(self, x: Value) -> Value:
+        """Of a vector's entries, none of them NaN."""
+        element = x.type[:-1].split()[-1]
+        return self.call(element, f"llvm.vector.reduce.fmax.{_mangled(x.type)}", x)
+
     def address(self, pointer: Value, index: Value | int, element: str = "float") -> Value:
         """Of the entry at ``index``."""
         index = index if isinstance(index, Value) else self.constant("i64", index)
