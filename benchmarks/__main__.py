@@ -4,7 +4,8 @@ Every measurement runs in a process of its own (`benchmarks.worker`): a provider
 it is timed, contenders run in turn, in another order each round, and one that is missing or out of memory shows as
 such. Times are of forward and backward together; where they are a matter of caches, a turn is one step that is not
 timed and the mean of five that are. The floor is the time of the useful operations
-(`benchmarks.batches.useful_operations`) at the rate of a matrix product of 2048 cubed timed between the rounds.
+(`benchmarks.batches.useful_operations`) at the rate of a matrix product of 2048 cubed timed between the rounds: that of
+the quicker of PyTorch's libraries, and in the files also that of `torch.mm`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def timings(sizes: tuple[Batch, ...], options: argparse.Namespace, seconds: floa
                 answers = {name: work({**task, "providers": [name]}) for name in names}
                 answer = {"providers": {name: x.get("providers", {name: x})[name] for name, x in answers.items()}}
             for name, result in answer["providers"].items():
-                yield {"batch": list(batch), "provider": name, "product_gflops": answer.get("product_gflops"), **result}
+                rates = {key: answer.get(key) for key in ("product_gflops", "mm_gflops")}
+                yield {"batch": list(batch), "provider": name, **rates, **result}
 
 
 def memories(

@@ -88,7 +88,9 @@ def test_times_are_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert float(row["error"]) < 1e-4
         assert 0.0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
         assert float(row["times_eager"]) > 0.0
-        assert 0.0 < float(row["floor_over_time"]) < 1.0
+        assert 0.0 < float(row["floor_over_time"]) <= float(row["mm_floor_over_time"])
+        assert float(row["floor_over_time"]) < 1.0
+        assert float(row["product_gflops"]) >= float(row["mm_gflops"]) > 0.0
 
 
 def task(kind: str, batch: Batch, limit_mib: int | None = None, **more: object) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def spy_on_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 # Off the block's 6 rows and 64 columns, the vector's 16 and 8, the 128 terms of a step and the 96 packed rows.
-SHAPES = [(1, 1, 1, 1), (7, 5, 3, 2), (16, 17, 16, 4), (65, 131, 33, 3), (97, 300, 128, 1), (130, 257, 129, 130)]
+SHAPES = [(1, 1, 1, 1), (7, 19, 3, 2), (16, 17, 16, 4), (65, 131, 33, 3), (97, 300, 128, 1), (130, 257, 129, 130)]
 
 
 @pytest.mark.usefixtures("native")
@@ -58,8 +59,8 @@ def test_ragged_sizes(
     # Distances far from 0 are beyond the range.
     case = make_case(n, m, d, classes, scale=0.2 if "similarity" in options else 0.5, dtype=torch.float32)
     mine = evaluate(fastassoc.walker_visit_loss, case, **options)
-    # Fewer rows are for the other forms.
-    assert bool(used) == (n >= 3)
+    # Fewer are for the other forms.
+    assert bool(used) == (n >= 3 and m >= 16)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
     assert_as_exact_as(mine, evaluate(reference.walker_visit_loss, case, torch.float32, **options), exact, case)
 
@@ -226,7 +227,6 @@ def test_tasks_cover_every_pair_once(sizes: tuple[int, ...], seed: int, parts: i
 def test_rows_that_take_no_part_are_left_out_of_the_layout() -> None:
     case = make_case(60, 90, 8, 4, dtype=torch.float32)
     kept = case.labels != 2
-    part = evaluate(fastassoc.walker_visit_loss, case._replace(a=case.a[kept], labels=case.labels[kept]))
     for options in ({}, {"similarity": "euclidean"}):
         part = evaluate(fastassoc.walker_visit_loss, case._replace(a=case.a[kept], labels=case.labels[kept]), **options)
         whole = evaluate(fastassoc.walker_visit_loss, case, ignore_index=2, **options)
@@ -338,6 +338,57 @@ def test_large_logits(
     mine = evaluate(fastassoc.walker_visit_loss, case, **options)
     assert bool(used) == (deviation < 20.0)
     assert_as_exact_as_eager(mine, case, options)
+
+
+# Natural logarithms of the lowest and the highest f, y and u, at eps = 1e-8: 41.6 is the range of sums, 51.6 what an
+# exponential may underflow by, 55.5 the range of f u. Each row but the first is at one limit, inside and outside.
+@pytest.mark.parametrize(
+    ("f", "y", "u", "holds", "columns_hold"),
+    [
+        ((-5, 5), (-5, 5), (-5, 5), True, True),
+        ((-41, 0), (-5, 5), (0, 0), True, True),
+        ((-42, 0), (-5, 5), (0, 0), False, True),
+        ((0, 41), (-5, 5), (0, 0), True, True),
+        ((0, 42), (-5, 5), (0, 0), False, True),
+        ((-5, 5), (-20.5, 5), (0, 0), True, True),
+        ((-5, 5), (-21, 5), (0, 0), False, False),
+        ((-5, 5), (-5, 20.5), (0, 0), True, True),
+        ((-5, 5), (-5, 21), (0, 0), False, False),
+        # Of p_ba: u y^2.
+        ((-5, 5), (-5, 20), (0, 11), True, True),
+        ((-5, 5), (-5, 20), (0, 12), False, False),
+        # Of p_ab: f / y.
+        ((0, 33), (-18, 5), (0, 0), True, True),
+        ((0, 34), (-18, 5), (0, 0), False, True),
+        # Of p_aba: f u.
+        ((0, 20), (-5, 5), (0, 21), True, True),
+        ((0, 20), (-5, 5), (0, 22), False, True),
+        ((-30, 0), (-5, 5), (-25, 0), True, True),
+        ((-30, 0), (-5, 5), (-26, 0), False, True),
+        ((float("nan"), 0), (-5, 5), (0, 0), False, False),
+        ((-5, float("inf")), (-5, 5), (0, 0), False, False),
+        ((-5, 5), (-5, float("inf")), (0, 0), False, False),
+        ((-5, 5), (-5, 5), (float("nan"), 0), False, True),
+    ],
+)
+def test_limits_of_the_form(
+    f: tuple[float, float], y: tuple[float, float], u: tuple[float, float], holds: bool, columns_hold: bool
+) -> None:
+    (f_low, f_high), (y_low, y_high), u_limits = (tuple(math.exp(x) for x in limits) for limits in (f, y, u))
+    found = (ctypes.c_float * 6)(f_low, f_high, f_low + f_high, y_low, y_high, y_low + y_high)
+    assert cpu_native._holds(1e-8, found, u_limits, all_columns=True) == holds
+    assert cpu_native._holds(1e-8, found, u_limits, all_columns=False) == columns_hold
+
+
+def test_few_columns_are_for_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_native(monkeypatch)
+    used = spy_on_gradients(monkeypatch)
+    for columns, native in ((15, False), (16, True)):
+        case = make_case(300, columns, 8, 4, dtype=torch.float32)
+        exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+        mine = evaluate(fastassoc.walker_visit_loss, case)
+        assert bool(used) == native
+        assert_as_exact_as(mine, evaluate(eager.walker_visit_loss, case), exact, case)
 
 
 @pytest.mark.usefixtures("native")

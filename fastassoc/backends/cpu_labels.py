@@ -96,7 +96,7 @@ class Labels:
         return blocks
 
     def layout(self, own: Machine, parts: int) -> Layout:
-        """For machine code, with tasks for so many parts."""
+        """For machine code, with tasks for so many parts; remembered labels may meet another number of them."""
         latest = self._layout
         if latest is None or latest[0] is not own or latest[1] != parts:
             latest = self._layout = own, parts, self._make_layout(own, parts)

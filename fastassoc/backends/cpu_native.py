@@ -20,11 +20,11 @@ from torch import Tensor
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
 from fastassoc.backends.cpu_labels import Labels
 from fastassoc.backends.cpu_machine import Machine, Program, double
-from fastassoc.backends.cpu_memory import borrow
+from fastassoc.backends.cpu_memory import borrow, fresh
 
 SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
-_FEWEST_ROWS = 3
+_FEWEST_ROWS, _FEWEST_COLUMNS = 3, 16
 """Walks between fewer are nearly certain, and the forms that normalise both of their steps more exact."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
@@ -60,7 +60,8 @@ _RANGE = 2.0**60
 """Sums of exponentials lie between this and its inverse: what is made of them in the backward pass, and of upstream
 gradients within `_UPSTREAM`, is then far from the limits of float32."""
 _PAIR_RANGE = 2.0**80
-"""``f_i u_k``, a factor of a pair's part in the gradient, is not below its inverse."""
+"""``f_i u_k`` is not below its inverse: ``K_ik``, that times ``G_ik``, has to stay a normal number for upstream
+gradients within `_UPSTREAM`. It is not above `_RANGE` either, for ``G_ik`` may be large."""
 _UPSTREAM = 2.0**20
 """Beyond it, and below its inverse, upstream gradients are brought to 1 first."""
 _LOWEST_EXPONENT = -86.0
@@ -196,10 +197,13 @@ class _Walk:
     def shift(self, scratch: int) -> tuple[float, float] | None:
         """Shifts for rows from all scores, in place of none; the lowest and the highest of ``u``.
 
-        Where the highest scores of columns lie between ``low`` and ``high``, sums over columns stay within limits for a
-        ``z`` in the middle, and rows are shifted to half way between their own highest score and a lower middle: low
-        enough for what rounds a column's sum not to underflow beside the rows' own sums. None where ``low`` and
-        ``high`` are too far apart for that.
+        With the highest scores of columns between ``low`` and ``high``, and that of a row ``x_i``:
+
+            z = (low + high) / 2        shift_i = (x_i + 3/4 low + 1/4 high) / 2        f_i u_i ~ exp(-(high - low) / 4)
+
+        so that sums over columns and over rows stay within limits. Nearer to ``low`` than ``z`` is, exponentials of a
+        row are normal numbers also where they matter only to the sum over a column whose scores are all low. None
+        where ``low`` and ``high`` are too far apart for any ``z``.
         """
         sizes, at, program = self.sizes, self.at, self.program
         rows, columns, row, parts = sizes.rows, sizes.columns, sizes.row, sizes.parts
@@ -215,7 +219,7 @@ class _Walk:
             self.run_if_converted()
         program.run()
         low, high = (float(x) for x in self.memory[sizes.y : sizes.y + columns].aminmax())
-        # A column of NaN has no highest score.
+        # Nor does it hold for NaN, the difference where all scores of a column, or all of any, are NaN.
         if not (high - low <= 2.0 * math.log(_RANGE)):
             return None
         z = float(round((low + high) / 2.0))
@@ -234,7 +238,9 @@ class _Walk:
 
 def takes(inputs: Inputs) -> bool:
     """Whether the batch is one for this form, its numbers apart."""
-    if not inputs.walker or inputs.eps < SMALLEST_EPS or inputs.labels.rows < _FEWEST_ROWS:
+    if not inputs.walker or inputs.eps < SMALLEST_EPS:
+        return False
+    if inputs.labels.rows < _FEWEST_ROWS or inputs.b.shape[0] < _FEWEST_COLUMNS:
         return False
     tensors = (inputs.a, inputs.b, inputs.bias_a, inputs.bias_b)
     return all(_is_readable(x) for x in tensors if x is not None)
@@ -275,7 +281,7 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
     u_limits = 1.0, 1.0
     if shifted:
         program.run()
-        limits_of_shifts = walk.shift(at(walk.kept) if walk.kept_columns >= sizes.tile else scratch_at)
+        limits_of_shifts = walk.shift(at(walk.kept) if walk.kept_columns >= min(sizes.tile, columns) else scratch_at)
         if limits_of_shifts is None:
             return None
         u_limits = limits_of_shifts
@@ -447,7 +453,7 @@ def _holds(eps: float, found: ctypes.Array[ctypes.c_float], u_limits: tuple[floa
 
 
 def _floats(length: int) -> Tensor:
-    return torch.empty(length, dtype=torch.float32, device=_CPU)
+    return fresh(length)
 
 
 def _large(length: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastassoc.kernels.cpu import backward, forward, ir, layout, machine_code, passes
+from fastassoc.kernels.cpu import backward, forward, ir, layout, machine_code, passes, round_trips
 from fastassoc.kernels.cpu.products import Shape, product_functions
 
 WIDE = Shape(lanes=16, rows=6, vectors=4)
@@ -21,6 +21,7 @@ def compile_kernels(wide: bool) -> tuple[machine_code.Library, Shape]:
         passes.sequence(),
         layout.layout(shape),
         *forward.functions(shape),
+        *round_trips.functions(shape),
         *backward.functions(shape),
     ]
     text = ir.module(functions, attributes)

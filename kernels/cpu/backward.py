@@ -6,11 +6,11 @@ ds_ji = t_ji [(K t)_ji + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]         
 
 from __future__ import annotations
 
-from fastassoc.kernels.cpu.forward import minus_target
 from fastassoc.kernels.cpu.ir import Function, Value
 from fastassoc.kernels.cpu.layout import CLASS_NUMBERS
 from fastassoc.kernels.cpu.passes import Pass, as_doubles, for_groups, lanes_left
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
+from fastassoc.kernels.cpu.round_trips import minus_target
 
 PACKED_ROWS = 96
 """Of the transpose of ``ds``, that are taken at once: a multiple of a block's and of a vector's."""
