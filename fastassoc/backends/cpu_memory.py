@@ -7,12 +7,8 @@ reference goes, be it at the end of a pass or when autograd frees what it saved.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-import mmap
 import threading
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +17,6 @@ from torch import Tensor
 _SMALLEST_BYTES = 64 * 2**10
 _FREE_BYTES = 288 * 2**20
 """What is kept for later calls, at most: the largest matrix that lives from forward to backward, and some tiles."""
-
-_HUGE_BYTES = 2**25
-"""From this size on the C library takes memory from the system for each tensor, and gives it back with it."""
 
 _free: list[np.ndarray] = []
 _lock = threading.Lock()
@@ -42,31 +35,6 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     loan.buffer = buffer
     # The tensor's storage holds the loan.
     return torch.from_numpy(loan).view(dtype).view(shape)
-
-
-def fresh(length: int) -> Tensor:
-    """float32 of undefined content, for a result that the caller keeps.
-
-    A large one is asked for in huge pages, which Linux gives where it is set up for that: page faults for every 4 KiB
-    of the gradient of a million embeddings take a tenth of the step that computes it.
-    """
-    x = torch.empty(length, dtype=torch.float32, device="cpu")
-    advise = _madvise() if x.nbytes >= _HUGE_BYTES else None
-    if advise is not None:
-        first = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        # Advice: where it is not taken, nothing is lost.
-        advise(first, (x.data_ptr() + x.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
-    return x
-
-
-@functools.cache
-def _madvise() -> Any:
-    """The C library's function, or None elsewhere than on Linux."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return advise
 
 
 class _Loan(np.ndarray):

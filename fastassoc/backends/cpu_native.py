@@ -20,7 +20,7 @@ from torch import Tensor
 from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
 from fastassoc.backends.cpu_labels import Labels
 from fastassoc.backends.cpu_machine import Machine, Program, double
-from fastassoc.backends.cpu_memory import borrow, fresh
+from fastassoc.backends.cpu_memory import borrow
 
 SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
@@ -453,7 +453,7 @@ def _holds(eps: float, found: ctypes.Array[ctypes.c_float], u_limits: tuple[floa
 
 
 def _floats(length: int) -> Tensor:
-    return fresh(length)
+    return torch.empty(length, dtype=torch.float32, device=_CPU)
 
 
 def _large(length: int) -> Tensor:
