@@ -48,7 +48,9 @@ SHAPES = [(1, 1, 1, 1), (7, 19, 3, 2), (16, 17, 16, 4), (65, 131, 33, 3), (97, 3
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(("n", "m", "d", "classes"), [*SHAPES, (210, 1000, 20, 40)])
-@pytest.mark.parametrize("options", [{}, {"similarity": "euclidean"}, {"visit_weight": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"similarity": "euclidean"}, {"visit_weight": 0.0}, {"walker_weight": 0.0}], ids=str
+)
 def test_ragged_sizes(
     monkeypatch: pytest.MonkeyPatch, n: int, m: int, d: int, classes: int, options: dict[str, object]
 ) -> None:
@@ -227,7 +229,7 @@ def test_tasks_cover_every_pair_once(sizes: tuple[int, ...], seed: int, parts: i
 def test_rows_that_take_no_part_are_left_out_of_the_layout() -> None:
     case = make_case(60, 90, 8, 4, dtype=torch.float32)
     kept = case.labels != 2
-    for options in ({}, {"similarity": "euclidean"}):
+    for options in ({}, {"similarity": "euclidean"}, {"walker_weight": 0.0}):
         part = evaluate(fastassoc.walker_visit_loss, case._replace(a=case.a[kept], labels=case.labels[kept]), **options)
         whole = evaluate(fastassoc.walker_visit_loss, case, ignore_index=2, **options)
         assert torch.equal(whole.loss, part.loss)
@@ -323,7 +325,7 @@ def assert_as_exact_as_eager(mine: Result, case: Case, options: dict[str, float]
 # Standard deviations of the logits: unshifted up to about 10, shifted up to about 20, then other ways.
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("deviation", [5.0, 8.0, 12.0, 16.0, 30.0, 60.0])
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1e-6, 1.0), (1.0, 1e-6), (1e6, 1e6)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1e-6, 1.0), (1.0, 1e-6), (1e6, 1e6), (0.0, 1.0)])
 @pytest.mark.parametrize("sizes", ["equal", "of rows", "of columns"])
 def test_large_logits(
     monkeypatch: pytest.MonkeyPatch, deviation: float, weights: tuple[float, float], sizes: str

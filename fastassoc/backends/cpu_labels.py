@@ -77,6 +77,7 @@ class Labels:
         self._kept_rows = kept_rows
         self._blocks: ClassBlocks | None = None
         self._layout: tuple[Machine, int, Layout] | None = None
+        self._apart: Labels | None = None
 
     def blocks(self) -> ClassBlocks:
         """For operations: class blocks, or one dense block where that is quicker."""
@@ -94,6 +95,12 @@ class Labels:
             # Not a fake one, of which later calls could make nothing.
             self._blocks = blocks
         return blocks
+
+    def apart(self) -> Labels:
+        """The same rows, each in a class of its own: where there are no round trips, no classes are needed."""
+        if self._apart is None:
+            self._apart = Labels(np.arange(self.rows), self._dtype, self._columns, self._kept_rows)
+        return self._apart
 
     def layout(self, own: Machine, parts: int) -> Layout:
         """For machine code, with tasks for so many parts; remembered labels may meet another number of them."""

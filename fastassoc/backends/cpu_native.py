@@ -1,5 +1,5 @@
 """The losses by machine code of our own (`fastassoc.kernels.cpu`): the merged form of `fastassoc.backends.cpu_blocked`,
-``t`` transposed, ``row`` entries for each column of the scores. For float32, with a walker term.
+``t`` transposed, ``row`` entries for each column of the scores. For float32.
 
 Rows are shifted only where the form does not hold without shifts: most batches need none.
 """
@@ -133,7 +133,7 @@ class _Walk:
     """A call: what all its passes over tiles have in common."""
 
     def __init__(self, own: Machine, inputs: Inputs, needs_gradient: bool, memory: Tensor | None = None) -> None:
-        labels: Labels = inputs.labels
+        labels: Labels = inputs.labels if inputs.walker else inputs.labels.apart()
         b = inputs.b
         self.inputs = inputs
         self.b = b
@@ -238,9 +238,7 @@ class _Walk:
 
 def takes(inputs: Inputs) -> bool:
     """Whether the batch is one for this form, its numbers apart."""
-    if not inputs.walker or inputs.eps < SMALLEST_EPS:
-        return False
-    if inputs.labels.rows < _FEWEST_ROWS or inputs.b.shape[0] < _FEWEST_COLUMNS:
+    if inputs.eps < SMALLEST_EPS or inputs.labels.rows < _FEWEST_ROWS or inputs.b.shape[0] < _FEWEST_COLUMNS:
         return False
     tensors = (inputs.a, inputs.b, inputs.bias_a, inputs.bias_b)
     return all(_is_readable(x) for x in tensors if x is not None)
@@ -269,7 +267,7 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
     sums_at, trips_at, s_at, f, u = at(walk.sums), at(sizes.trips), at(sizes.trips), at(sizes.f), at(sizes.u)
     found, shares = (ctypes.c_float * 6)(), (ctypes.c_double * (2 * parts))()
     collected = None
-    if columns > _FLUSHED_COLUMNS:
+    if inputs.walker and columns > _FLUSHED_COLUMNS:
         collected = torch.zeros(pairs, dtype=torch.float32, device=_CPU)
         trips_at = collected.data_ptr()
     bias = inputs.bias_a
@@ -299,6 +297,8 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
             # Most batches that this form is not for end here.
             if not _holds(inputs.eps, found, u_limits, all_columns=end == columns):
                 return None
+        if not inputs.walker:
+            continue
         program.add(
             "trips", count, t, row, trips_at, layout.tasks, layout.task_number, layout.single, layout.singles,
             trips_at + 4 * layout.single_place, at(walk.packed), walk.packed_row,
@@ -307,7 +307,8 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
         if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
             program.add("flush", trips_at, s_at, pairs)
             added = 0
-    program.add("mirror", layout.classes, layout.several, s_at)
+    if inputs.walker:
+        program.add("mirror", layout.classes, layout.several, s_at)
     eps = double(inputs.eps)
     if inputs.visit:
         program.add("clear", sums_at, parts * row)
@@ -320,7 +321,8 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
             )  # fmt: skip
         program.add("row_sums", row, sums_at, f, at(sizes.rho))
     program.add(
-        "logarithms", rows, layout.classes, layout.several, s_at, f, u, layout.single, layout.singles,
+        "logarithms", rows, layout.classes, layout.several, s_at, f, u, layout.single,
+        layout.singles if inputs.walker else 0,
         s_at + 4 * layout.single_place, at(sizes.visit), columns if inputs.visit else 0, eps, ctypes.addressof(shares),
     )  # fmt: skip
     returns = _floats(rows) if statistics else None
@@ -329,7 +331,7 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
     program.run()
     if not _holds(inputs.eps, found, u_limits, all_columns=True):
         return None
-    walker = _scalar(math.log1p(rows * inputs.eps) + sum(shares[::2]))
+    walker = _scalar(math.log1p(rows * inputs.eps) + sum(shares[::2])) if inputs.walker else None
     visit = visit_probability = p_correct = accuracy_estimate = None
     if inputs.visit:
         visit = _scalar(math.log1p(columns * inputs.eps) - sum(shares[1::2]) / columns)
