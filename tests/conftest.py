@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastassoc.backends import cpu, cpu_labels, cpu_machine, cpu_memory, cpu_native, cpu_tiles, cpu_whole
+from fastassoc.backends import cpu, cpu_labels, cpu_machine, cpu_memory, cpu_native, cpu_tiles, cpu_walk, cpu_whole
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -51,16 +51,35 @@ def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
         assert narrow_machine() is not None
         monkeypatch.setattr(cpu_machine, "machine", narrow_machine)
     monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
-    monkeypatch.setattr(cpu_native, "_SERIAL", 0)
+    monkeypatch.setattr(cpu_walk, "_SERIAL", 0)
     if path == "native tiles":
         for name in ("_MIN_COLUMNS", "_TILE_BYTES", "_KEPT_BYTES", "_WORKSPACE_BYTES", "_STRIP_BYTES"):
-            monkeypatch.setattr(cpu_native, name, 16 if name == "_MIN_COLUMNS" else 0)
-        monkeypatch.setattr(cpu_native, "_FLUSHED_COLUMNS", 30)
+            monkeypatch.setattr(cpu_walk, name, 16 if name == "_MIN_COLUMNS" else 0)
+        monkeypatch.setattr(cpu_walk, "FLUSHED_COLUMNS", 30)
     # Not what was cached with other bounds, now and after the test.
-    sizes = functools.lru_cache(maxsize=8)(cpu_native._sizes.__wrapped__)
-    monkeypatch.setattr(cpu_native, "_sizes", sizes)
+    sizes = functools.lru_cache(maxsize=8)(cpu_walk._sizes.__wrapped__)
+    monkeypatch.setattr(cpu_walk, "_sizes", sizes)
     monkeypatch.setattr(cpu, "_latest", None)
     return path
+
+
+@pytest.fixture(params=NATIVE)
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way through machine code."""
+    return take_native(monkeypatch, request.param)
+
+
+def spy_on_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list with an entry for every backward pass by machine code."""
+    used: list[int] = []
+    gradients = cpu_native.gradients
+
+    def noting(*arguments):  # type: ignore[no-untyped-def]
+        used.append(1)
+        return gradients(*arguments)
+
+    monkeypatch.setattr(cpu_native, "gradients", noting)
+    return used
 
 
 def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:

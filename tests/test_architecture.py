@@ -46,6 +46,11 @@ ALLOWED = {
     "fastassoc.backends.cpu_machine": {"fastassoc.kernels.cpu"},
     "fastassoc.backends.cpu_native": {
         "fastassoc.backends",
+        "fastassoc.backends.cpu_machine",
+        "fastassoc.backends.cpu_walk",
+    },
+    "fastassoc.backends.cpu_walk": {
+        "fastassoc.backends",
         "fastassoc.backends.cpu_labels",
         "fastassoc.backends.cpu_machine",
         "fastassoc.backends.cpu_memory",

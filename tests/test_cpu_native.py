@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fastassoc
 from benchmarks import eager
-from fastassoc import classes, reference
-from fastassoc.backends import Inputs, cpu_labels, cpu_machine, cpu_memory, cpu_native
-from tests.cases import Case, Result, assert_as_exact_as, evaluate, make_case
-from tests.conftest import NATIVE, narrow_machine, take_native
+from fastassoc import reference
+from fastassoc.backends import Inputs, cpu_labels, cpu_machine, cpu_memory, cpu_native, cpu_walk
+from tests.cases import assert_as_exact_as, evaluate, make_case
+from tests.conftest import spy_on_gradients, take_native
 
 pytestmark = pytest.mark.skipif(cpu_machine.machine() is None, reason="machine code cannot run here")
-
-
-@pytest.fixture(params=NATIVE)
-def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return take_native(monkeypatch, request.param)
-
-
-def spy_on_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list with an entry for every backward pass by machine code."""
-    used: list[int] = []
-    gradients = cpu_native.gradients
-
-    def noting(*arguments):  # type: ignore[no-untyped-def]
-        used.append(1)
-        return gradients(*arguments)
-
-    monkeypatch.setattr(cpu_native, "gradients", noting)
-    return used
 
 
 # Off the block's 6 rows and 64 columns, the vector's 16 and 8, the 128 terms of a step and the 96 packed rows.
@@ -82,8 +60,8 @@ def test_nothing_is_read_or_written_beyond_what_is_there(
         allocated.append(memory)
         return memory[guard : guard + length]
 
-    monkeypatch.setattr(cpu_native, "_large", guarded)
-    monkeypatch.setattr(cpu_native, "_floats", guarded)
+    monkeypatch.setattr(cpu_walk, "large", guarded)
+    monkeypatch.setattr(cpu_walk, "floats", guarded)
     for n, m, d, count in SHAPES:
         case = make_case(n, m, d, count, scale=0.5, dtype=torch.float32)
         a, b = (guarded(x.numel()).view(x.shape).copy_(x) for x in (case.a, case.b))
@@ -118,7 +96,7 @@ def test_other_threads_may_run_the_backward_pass(
     take_native(monkeypatch, path)
     if path == "native tiles":
         # Some tiles kept, some not.
-        monkeypatch.setattr(cpu_native, "_WORKSPACE_BYTES", 2**17)
+        monkeypatch.setattr(cpu_walk, "_WORKSPACE_BYTES", 2**17)
     threads = torch.get_num_threads()
     case = make_case(64, 500, 16, 4, dtype=torch.float32)
     a, b = case.a.clone().requires_grad_(), case.b.clone().requires_grad_()
@@ -155,103 +133,6 @@ def test_parts_do_not_depend_on_the_threads_there_are() -> None:
     block[3] = ctypes.addressof(block) + 32
     own.sequence(block)
     torch.testing.assert_close(factors, expected)
-
-
-@functools.cache
-def layout_of(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> tuple[cpu_labels.Layout, np.ndarray]:
-    """A layout, and the labels it is of, in an order of their own."""
-    own = cpu_machine.machine() if wide else narrow_machine()
-    assert own is not None
-    values = np.random.default_rng(seed).permutation(np.arange(len(sizes)).repeat(sizes)) * 7 - 20
-    return cpu_labels.Labels(values, torch.float32, 1, None).layout(own, parts), values
-
-
-SIZES = st.lists(st.integers(1, 200), min_size=1, max_size=12).map(tuple)
-
-
-@given(sizes=SIZES, seed=st.integers(0, 3), parts=st.integers(1, 9), wide=st.booleans())
-def test_layout(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> None:
-    layout, values = layout_of(sizes, seed, parts, wide)
-    order, rows = layout.memory[: len(values)], len(values)
-    # The order of class blocks for operations, which sums of the same classes have in common.
-    expected = classes.class_blocks(torch.from_numpy(values), torch.float32).order
-    assert (order == (np.arange(rows) if expected is None else expected.numpy())).all()
-    assert layout.moves == (expected is not None)
-    start, size, place, kernel, kernel_row = layout.class_table().T
-    assert size.tolist() == sorted(sizes, reverse=True)
-    for first, count in zip(start, size, strict=True):
-        assert len(set(values[order[first : first + count]].tolist())) == 1
-    assert (start == np.cumsum(size) - size).all()
-    assert (place == np.cumsum(size**2) - size**2).all()
-    assert (kernel == np.cumsum(size * kernel_row) - size * kernel_row).all()
-    lanes = 16 if wide else 8
-    assert (kernel_row == np.where(size > 1, -(-size // lanes) * lanes, 1)).all()
-    alone = int((size == 1).sum())
-    assert (layout.number, layout.several, layout.singles) == (len(size), len(size) - alone, alone)
-    assert (layout.pairs, layout.kernels) == ((size**2).sum(), (size * kernel_row).sum())
-    assert layout.longest == kernel_row[0]
-    if alone:
-        singles = layout.single, layout.single_place, layout.single_kernel
-        assert singles == (start[-alone], place[-alone], kernel[-alone])
-
-
-@given(sizes=SIZES, seed=st.integers(0, 3), parts=st.integers(1, 9), wide=st.booleans())
-def test_tasks_cover_every_pair_once(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> None:
-    layout, _ = layout_of(sizes, seed, parts, wide)
-    table = layout.class_table()
-    width = 64 if wide else 16
-    covered = np.zeros(layout.pairs, int)
-    loads = np.zeros(parts)
-    largest = 0
-    of_row = np.repeat(np.arange(layout.number), table[:, 1])
-    for first_row, left, size, place, panels, part in layout.task_table():
-        number = of_row[first_row]
-        assert (of_row[first_row : first_row + left] == number).all()
-        own_place, row = table[number, 2], first_row - table[number, 0]
-        assert place == own_place + row * (size + 1)
-        for column in range(row, min(row + width * panels, size)):
-            begin = row + (column - row) // width * width
-            covered[own_place + np.arange(begin, size) * size + column] += 1
-        cost = left * min(left, panels * width)
-        loads[part] += cost
-        largest = max(largest, cost)
-    # No part has more to do than the least by more than one task.
-    assert loads.max() - loads.min() <= largest
-    expected = np.zeros(layout.pairs, bool)
-    for _, size, place, *_ in table[: layout.several]:
-        expected[place + (np.arange(size)[:, None] * size + np.arange(size))[np.tril_indices(size)]] = True
-    # Blocks on the diagonal are whole.
-    assert (covered[expected] == 1).all()
-    assert covered.max(initial=0) <= 1
-
-
-@pytest.mark.usefixtures("native")
-def test_rows_that_take_no_part_are_left_out_of_the_layout() -> None:
-    case = make_case(60, 90, 8, 4, dtype=torch.float32)
-    kept = case.labels != 2
-    for options in ({}, {"similarity": "euclidean"}, {"walker_weight": 0.0}):
-        part = evaluate(fastassoc.walker_visit_loss, case._replace(a=case.a[kept], labels=case.labels[kept]), **options)
-        whole = evaluate(fastassoc.walker_visit_loss, case, ignore_index=2, **options)
-        assert torch.equal(whole.loss, part.loss)
-        assert torch.equal(whole.da[kept], part.da)
-        assert not whole.da[~kept].any()
-        assert torch.equal(whole.db, part.db)
-
-
-def test_labels_may_be_written_to_before_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_native(monkeypatch)
-    case = make_case(1100, 40, 8, 5, dtype=torch.float32)
-    for rows in (50, 1100):
-        a, b, labels = (
-            case.a[:rows].clone().requires_grad_(),
-            case.b.clone().requires_grad_(),
-            case.labels[:rows].clone(),
-        )
-        expected = torch.autograd.grad(fastassoc.walker_visit_loss(a, b, labels), (a, b))
-        loss = fastassoc.walker_visit_loss(a, b, labels)
-        labels.random_(0, 9)
-        for x, y in zip(torch.autograd.grad(loss, (a, b)), expected, strict=True):
-            assert torch.equal(x, y)
 
 
 def test_classes_of_wide_strips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,117 +175,6 @@ def test_gives_way(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=0)
 
 
-# Common offsets of the scores, on both sides of where rows are shifted (about 2^60 = exp(41.6) to a sum).
-@pytest.mark.parametrize("offset", [-3000.0, -60.0, -44.0, -36.0, 30.0, 36.0, 38.0, 40.0, 50.0, 80.0, 3000.0])
-@pytest.mark.parametrize("weight", [1e-9, 1e-4, 1.0, 1e9])
-@pytest.mark.parametrize("flush", [False, True])
-def test_offsets_and_weights(monkeypatch: pytest.MonkeyPatch, offset: float, weight: float, flush: bool) -> None:
-    take_native(monkeypatch)
-    used = spy_on_gradients(monkeypatch)
-    case = make_case(80, 60, 16, 4, dtype=torch.float32, scale=0.5)
-    case.a[:, 0], case.b[:, 0] = offset, 1.0
-    options = {"walker_weight": weight, "visit_weight": weight}
-    torch.set_flush_denormal(flush)
-    try:
-        mine = evaluate(fastassoc.walker_visit_loss, case, **options)
-    finally:
-        torch.set_flush_denormal(False)
-    assert used
-    assert_as_exact_as_eager(mine, case, options)
-
-
-def assert_as_exact_as_eager(mine: Result, case: Case, options: dict[str, float]) -> None:
-    """Relative to the norm of each gradient."""
-    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
-    rival = evaluate(eager.walker_visit_loss, case, **options)
-    for x, y, right in zip(mine, rival, exact, strict=True):
-        scale = float(right.norm())
-        assert float((x - right).norm()) / scale <= 2 * float((y - right).norm()) / scale + 1e-6
-
-
-# Standard deviations of the logits: unshifted up to about 10, shifted up to about 20, then other ways.
-@pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("deviation", [5.0, 8.0, 12.0, 16.0, 30.0, 60.0])
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1e-6, 1.0), (1.0, 1e-6), (1e6, 1e6), (0.0, 1.0)])
-@pytest.mark.parametrize("sizes", ["equal", "of rows", "of columns"])
-def test_large_logits(
-    monkeypatch: pytest.MonkeyPatch, deviation: float, weights: tuple[float, float], sizes: str
-) -> None:
-    used = spy_on_gradients(monkeypatch)
-    case = make_case(200, 400, 64, 10, dtype=torch.float32, scale=(deviation / 8.0) ** 0.5)
-    if sizes == "of rows":
-        case.a.mul_(torch.linspace(0.2, 1.2, 200).unsqueeze(1))
-    elif sizes == "of columns":
-        case.b.mul_(torch.linspace(0.2, 1.2, 400).unsqueeze(1))
-    options = {"walker_weight": weights[0], "visit_weight": weights[1]}
-    mine = evaluate(fastassoc.walker_visit_loss, case, **options)
-    assert bool(used) == (deviation < 20.0)
-    assert_as_exact_as_eager(mine, case, options)
-
-
-# Natural logarithms of the lowest and the highest f, y and u, at eps = 1e-8: 41.6 is the range of sums, 51.6 what an
-# exponential may underflow by, 55.5 the range of f u. Each row but the first is at one limit, inside and outside.
-@pytest.mark.parametrize(
-    ("f", "y", "u", "holds", "columns_hold"),
-    [
-        ((-5, 5), (-5, 5), (-5, 5), True, True),
-        ((-41, 0), (-5, 5), (0, 0), True, True),
-        ((-42, 0), (-5, 5), (0, 0), False, True),
-        ((0, 41), (-5, 5), (0, 0), True, True),
-        ((0, 42), (-5, 5), (0, 0), False, True),
-        ((-5, 5), (-20.5, 5), (0, 0), True, True),
-        ((-5, 5), (-21, 5), (0, 0), False, False),
-        ((-5, 5), (-5, 20.5), (0, 0), True, True),
-        ((-5, 5), (-5, 21), (0, 0), False, False),
-        # Of p_ba: u y^2.
-        ((-5, 5), (-5, 20), (0, 11), True, True),
-        ((-5, 5), (-5, 20), (0, 12), False, False),
-        # Of p_ab: f / y.
-        ((0, 33), (-18, 5), (0, 0), True, True),
-        ((0, 34), (-18, 5), (0, 0), False, True),
-        # Of p_aba: f u.
-        ((0, 20), (-5, 5), (0, 21), True, True),
-        ((0, 20), (-5, 5), (0, 22), False, True),
-        ((-30, 0), (-5, 5), (-25, 0), True, True),
-        ((-30, 0), (-5, 5), (-26, 0), False, True),
-        ((float("nan"), 0), (-5, 5), (0, 0), False, False),
-        ((-5, float("inf")), (-5, 5), (0, 0), False, False),
-        ((-5, 5), (-5, float("inf")), (0, 0), False, False),
-        ((-5, 5), (-5, 5), (float("nan"), 0), False, True),
-    ],
-)
-def test_limits_of_the_form(
-    f: tuple[float, float], y: tuple[float, float], u: tuple[float, float], holds: bool, columns_hold: bool
-) -> None:
-    (f_low, f_high), (y_low, y_high), u_limits = (tuple(math.exp(x) for x in limits) for limits in (f, y, u))
-    found = (ctypes.c_float * 6)(f_low, f_high, f_low + f_high, y_low, y_high, y_low + y_high)
-    assert cpu_native._holds(1e-8, found, u_limits, all_columns=True) == holds
-    assert cpu_native._holds(1e-8, found, u_limits, all_columns=False) == columns_hold
-
-
-def test_few_columns_are_for_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_native(monkeypatch)
-    used = spy_on_gradients(monkeypatch)
-    for columns, native in ((15, False), (16, True)):
-        case = make_case(300, columns, 8, 4, dtype=torch.float32)
-        exact = evaluate(reference.walker_visit_loss, case, torch.float64)
-        mine = evaluate(fastassoc.walker_visit_loss, case)
-        assert bool(used) == native
-        assert_as_exact_as(mine, evaluate(eager.walker_visit_loss, case), exact, case)
-
-
-@pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("scale", [0.2, 0.5, 0.7])
-def test_distances_that_need_shifts(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
-    used = spy_on_gradients(monkeypatch)
-    case = make_case(150, 300, 64, 5, dtype=torch.float32, scale=scale)
-    mine = evaluate(fastassoc.walker_visit_loss, case, similarity="euclidean")
-    assert used
-    exact = evaluate(reference.walker_visit_loss, case, torch.float64, similarity="euclidean")
-    theirs = evaluate(reference.walker_visit_loss, case, torch.float32, similarity="euclidean")
-    assert_as_exact_as(mine, theirs, exact, case)
-
-
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("options", [{}, {"similarity": "euclidean"}], ids=str)
 def test_any_subset_of_inputs_and_a_second_backward_pass(options: dict[str, str]) -> None:
@@ -439,21 +209,21 @@ def test_constants_are_those_of_the_kernels() -> None:
 
     numbers = layout.CLASS_NUMBERS, layout.TASK_NUMBERS, layout.RESULTS
     assert numbers == (cpu_labels._CLASS_NUMBERS, cpu_labels._TASK_NUMBERS, cpu_labels._RESULTS)
-    assert (cpu_native._DEPTH, cpu_native._PACKED_ROWS) == (products.DEPTH_STEP, backward.PACKED_ROWS)
+    assert (cpu_walk._DEPTH, cpu_walk._PACKED_ROWS) == (products.DEPTH_STEP, backward.PACKED_ROWS)
     assert cpu_native._LOWEST_EXPONENT == passes.LOWEST_EXPONENT
 
 
 def test_a_row_of_the_largest_class_can_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     take_native(monkeypatch)
-    monkeypatch.setattr(cpu_native, "_PACKED", 16)
-    monkeypatch.setattr(cpu_native, "_DEPTH", 1)
-    monkeypatch.setattr(cpu_native, "_PACKED_ROWS", 1)
+    monkeypatch.setattr(cpu_walk, "_PACKED", 16)
+    monkeypatch.setattr(cpu_walk, "_DEPTH", 1)
+    monkeypatch.setattr(cpu_walk, "_PACKED_ROWS", 1)
     labels = cpu_labels.Labels(np.zeros(700, np.int64), torch.float32, 3, None)
     a, b = torch.zeros(700, 4), torch.zeros(3, 4)
     inputs = Inputs(a, b, None, None, labels, 1.0, 1e-8, walker=True, visit=True, dtype=torch.float32)
     own = cpu_machine.machine()
     assert own is not None
-    assert cpu_native._Walk(own, inputs, True).packed_row >= 700
+    assert cpu_walk.Walk(own, inputs, True).packed_row >= 700
 
 
 @pytest.mark.parametrize("what", ["negative", "zero"])
@@ -468,7 +238,7 @@ def test_operations_that_are_still_to_be_done(monkeypatch: pytest.MonkeyPatch, w
 
 @pytest.mark.parametrize(("n", "m", "kept"), [(4096, 16384, True), (1, 20_000_000, False), (256, 260_000, True)])
 def test_what_is_kept_is_bounded(n: int, m: int, kept: bool) -> None:
-    sizes = cpu_native._sizes(n, m, 2, 2, 16, 6, 64)
+    sizes = cpu_walk._sizes(n, m, 2, 2, 16, 6, 64)
     assert (sizes.keep == m) == kept
     assert sizes.keep * sizes.row * 4 <= 272 * 2**20
 

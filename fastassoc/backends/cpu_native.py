@@ -1,26 +1,19 @@
 """The losses by machine code of our own (`fastassoc.kernels.cpu`): the merged form of `fastassoc.backends.cpu_blocked`,
 ``t`` transposed, ``row`` entries for each column of the scores. For float32.
-
-Rows are shifted only where the form does not hold without shifts: most batches need none.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved
-from fastassoc.backends.cpu_labels import Labels
-from fastassoc.backends.cpu_machine import Machine, Program, double
-from fastassoc.backends.cpu_memory import borrow
+from fastassoc.backends import Gradients, Inputs, Losses, Needs, Saved, cpu_walk
+from fastassoc.backends.cpu_machine import Machine, double
+from fastassoc.backends.cpu_walk import RANGE, Walk
 
 SMALLEST_EPS = 1e-10
 """Below it the merged form leaves too much to underflow."""
@@ -28,40 +21,13 @@ _FEWEST_ROWS, _FEWEST_COLUMNS = 3, 16
 """Walks between fewer are nearly certain, and the forms that normalise both of their steps more exact."""
 SAVED = 12
 """Tensors saved, more than any other form saves; the last tells that they are of this one."""
-_TILE_BYTES = 2**20
-_MIN_COLUMNS = 128
-_TILE_BLOCKS = 8
-"""Blocks of columns that a tile is a multiple of."""
-_WORKSPACE_BYTES = 32 * 2**20
-"""Bound on the scratch tiles and the kept tiles together."""
-_SCRATCH_TILES = 2
-_KEPT_BYTES = 256 * 2**20
-"""Up to this size the whole of ``t`` is kept for the backward pass, beyond only what the workspace holds."""
-_ALLOCATED_BYTES = 2**19
-"""Memory of up to this size the allocator has at hand."""
-_STRIP_BYTES = 2**18
-"""Of ``t`` that a thread takes at once: it stays in the second cache."""
-_STRIP_BLOCKS = 2
-"""Blocks of columns that it takes at least, so that what is read again for each strip is not all that it waits for."""
 _LARGE_ROWS, _WIDE_BLOCKS = 256, 16
 """Kernels of classes of more rows do not stay in a cache: read for so many blocks of columns at once."""
-_SERIAL = 2**18
-"""Up to so many products for the scores, ``N M D``, one thread is quicker than several."""
-_FLUSHED_COLUMNS = 2**13
-"""Sums of products over more columns than these are less exact than sums of such sums."""
-_PACKED = 2**16
-"""Numbers that a thread packs at once, at most, unless a row of the largest class is longer: a quarter of its second
-cache."""
-_DEPTH, _PACKED_ROWS = 128, 96
-"""What it packs at least: ``DEPTH_STEP`` of `fastassoc.kernels.cpu.products`, ``PACKED_ROWS`` of `...cpu.backward`."""
 _CHECKED_SCORES = 2**16
 """From so many scores on the first tile is looked at before work goes on."""
-_RANGE = 2.0**60
-"""Sums of exponentials lie between this and its inverse: what is made of them in the backward pass, and of upstream
-gradients within `_UPSTREAM`, is then far from the limits of float32."""
 _PAIR_RANGE = 2.0**80
 """``f_i u_k`` is not below its inverse: ``K_ik``, that times ``G_ik``, has to stay a normal number for upstream
-gradients within `_UPSTREAM`. It is not above `_RANGE` either, for ``G_ik`` may be large."""
+gradients within `_UPSTREAM`. It is not above `RANGE` either, for ``G_ik`` may be large."""
 _UPSTREAM = 2.0**20
 """Beyond it, and below its inverse, upstream gradients are brought to 1 first."""
 _LOWEST_EXPONENT = -86.0
@@ -69,171 +35,6 @@ _LOWEST_EXPONENT = -86.0
 _UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(_LOWEST_EXPONENT)
 """The roundoff over the lowest exponential."""
 _CPU = torch.device("cpu")
-
-
-class _Sizes(NamedTuple):
-    """Of a batch, of its tiles, and of the memory that outlives a pass, where places are counted in float32 numbers."""
-
-    rows: int
-    """N."""
-    columns: int
-    """M."""
-    depth: int
-    parts: int
-    """Shares of the work."""
-    vectors: int
-    """N up to a multiple of the vector."""
-    row: int
-    """Entries of ``t`` from one column to the next."""
-    tile: int
-    """Columns of a tile."""
-    strip: int
-    """Columns that a thread takes at once."""
-    keep: int
-    """Columns of ``t`` that may be kept."""
-    r: int
-    u: int
-    f: int
-    rho: int
-    zero: int
-    y: int
-    g: int
-    v: int
-    visit: int
-    a: int
-    """The rows of ``a`` in order."""
-    panels: int
-    """The same in panels."""
-    trips: int
-    """S, at the end, as long as there are pairs."""
-
-
-@functools.lru_cache(maxsize=8)
-def _sizes(rows: int, columns: int, depth: int, threads: int, lanes: int, block: int, width: int) -> _Sizes:
-    parts = 1 if rows * columns * depth <= _SERIAL else threads
-    vectors = -(-rows // lanes) * lanes
-    # Columns a large power of two apart meet in the same places of a cache.
-    row = vectors + lanes if vectors % 256 == 0 else vectors
-    column_bytes = 4 * row
-    tile = min(max(_MIN_COLUMNS, _TILE_BYTES // column_bytes), _FLUSHED_COLUMNS)
-    count = -(-columns // tile)
-    # Even tiles of whole blocks for the parts, however many: other threads may run the backward pass.
-    tile = columns if count == 1 else -(-columns // (count * _TILE_BLOCKS * block)) * _TILE_BLOCKS * block
-    keep = columns
-    if 4 * rows * columns > _KEPT_BYTES or column_bytes * columns > _KEPT_BYTES * 17 / 16:
-        keep = max(0, min(columns, (_WORKSPACE_BYTES // (column_bytes * tile) - _SCRATCH_TILES) * tile))
-    lengths = [row] * 4 + [lanes] + [columns] * 4 + [rows * depth, -(-row // width) * width * depth]
-    strip = max(_STRIP_BLOCKS, _STRIP_BYTES // column_bytes // block) * block
-    # Each at the begin of a vector.
-    places = np.cumsum([0, *(-(-length // lanes) * lanes for length in lengths)]).tolist()
-    return _Sizes(rows, columns, depth, parts, vectors, row, tile, strip, keep, *places)
-
-
-class _Walk:
-    """A call: what all its passes over tiles have in common."""
-
-    def __init__(self, own: Machine, inputs: Inputs, needs_gradient: bool, memory: Tensor | None = None) -> None:
-        labels: Labels = inputs.labels if inputs.walker else inputs.labels.apart()
-        b = inputs.b
-        self.inputs = inputs
-        self.b = b
-        self.sizes = _sizes(
-            labels.rows, b.shape[0], b.shape[1], torch.get_num_threads(), own.lanes, own.rows, own.width
-        )
-        self.layout = labels.layout(own, self.sizes.parts)
-        self.program = Program(own, self.sizes.parts)
-        # Behind what the sizes place: round trips, t as far as it is kept, and what only the forward passes use.
-        sizes, longest = self.sizes, self.layout.longest
-        # What a part packs at once: a row of the largest class at least, and what the gradients need.
-        self.packed_row = max(_DEPTH * _PACKED_ROWS, longest, min(_PACKED, _DEPTH * longest))
-        self.kept = sizes.trips + -(-self.layout.pairs // own.lanes) * own.lanes
-        one_tile = sizes.tile == sizes.columns
-        self.kept_columns = sizes.keep if needs_gradient or one_tile else 0
-        self.sums = self.kept + self.kept_columns * sizes.row
-        self.packed = self.sums + 2 * sizes.parts * sizes.row
-        self.memory = _large(self.packed + sizes.parts * self.packed_row) if memory is None else memory
-        self.base = self.memory.data_ptr()
-        self._readable = b.dtype == torch.float32 and (b.stride(1) == 1 or b.shape[1] == 1)
-
-    def at(self, place: int, offset: int = 0) -> int:
-        """An address in the memory."""
-        return self.base + 4 * (place + offset)
-
-    def tiles(self) -> Iterator[tuple[int, int]]:
-        """First column and number of columns."""
-        columns, tile = self.sizes.columns, self.sizes.tile
-        return ((start, min(tile, columns - start)) for start in range(0, columns, tile))
-
-    def rows_of_b(self, start: int, count: int) -> tuple[Tensor, int]:
-        """Rows as float32, and the address of the first: of rows that lie one after another, or of ``b`` itself."""
-        if self._readable:
-            return self.b, self.b.data_ptr() + 4 * start * self.b.stride(0)
-        rows = self.b[start : start + count].to(torch.float32).contiguous()
-        return rows, rows.data_ptr()
-
-    def run_if_converted(self) -> None:
-        """Converted rows of ``b`` live no longer than their tile."""
-        if not self._readable:
-            self.program.run()
-
-    def steps(self, name: str, start: int, count: int, t: int, sums: int) -> None:
-        """``t`` of a tile."""
-        sizes, bias, at = self.sizes, self.inputs.bias_b, self.at
-        b, b_at = self.rows_of_b(start, count)
-        self.program.add(
-            name, count, sizes.vectors, sizes.depth, b_at, b.stride(0), at(sizes.panels), t, sizes.row,
-            at(sizes.r), at(sizes.u), at(sizes.zero) if bias is None else bias.data_ptr() + 4 * start,
-            int(bias is not None), at(sizes.y, start), at(sizes.g, start), at(sizes.v, start), sums, sizes.strip,
-        )  # fmt: skip
-        self.run_if_converted()
-
-    def known_steps(self, start: int, count: int, scratch: int) -> int:
-        """The address of ``t`` of a tile, which is computed again if it was not kept."""
-        if start + count <= self.kept_columns:
-            return self.at(self.kept, start * self.sizes.row)
-        self.steps("steps_again", start, count, scratch, 0)
-        return scratch
-
-    def shift(self, scratch: int) -> tuple[float, float] | None:
-        """Shifts for rows from all scores, in place of none; the lowest and the highest of ``u``.
-
-        With the highest scores of columns between ``low`` and ``high``, and that of a row ``x_i``:
-
-            z = (low + high) / 2        shift_i = (x_i + 3/4 low + 1/4 high) / 2        f_i u_i ~ exp(-(high - low) / 4)
-
-        so that sums over columns and over rows stay within limits. Nearer to ``low`` than ``z`` is, exponentials of a
-        row are normal numbers also where they matter only to the sum over a column whose scores are all low. None
-        where ``low`` and ``high`` are too far apart for any ``z``.
-        """
-        sizes, at, program = self.sizes, self.at, self.program
-        rows, columns, row, parts = sizes.rows, sizes.columns, sizes.row, sizes.parts
-        of_rows = self.memory[self.sums : self.sums + parts * row].fill_(-math.inf).view(parts, row)
-        bias = self.inputs.bias_b
-        for start, count in self.tiles():
-            b, b_at = self.rows_of_b(start, count)
-            program.add(
-                "extremes", count, sizes.vectors, sizes.depth, b_at, b.stride(0), at(sizes.panels), scratch, row,
-                at(sizes.r), at(sizes.zero) if bias is None else bias.data_ptr() + 4 * start, int(bias is not None),
-                at(sizes.y, start), at(self.sums), sizes.strip,
-            )  # fmt: skip
-            self.run_if_converted()
-        program.run()
-        low, high = (float(x) for x in self.memory[sizes.y : sizes.y + columns].aminmax())
-        # Nor does it hold for NaN, the difference where all scores of a column, or all of any, are NaN.
-        if not (high - low <= 2.0 * math.log(_RANGE)):
-            return None
-        z = float(round((low + high) / 2.0))
-        r, u = (self.memory[place : place + rows] for place in (sizes.r, sizes.u))
-        before = r.double()
-        r += of_rows.amax(0)[:rows].add_(low + (high - low) / 4.0).div_(2.0).round_()
-        # By what they were shifted once that was rounded.
-        u.copy_((r.double() - before - z).exp_())
-        program.add("clear", at(self.sums), parts * row)
-        return float(u.min()), float(u.max())
-
-    def scratch(self) -> Tensor:
-        """A tile."""
-        return _large(self.sizes.tile * self.sizes.row)
 
 
 def takes(inputs: Inputs) -> bool:
@@ -252,12 +53,12 @@ def _is_readable(x: Tensor) -> bool:
 
 def losses(own: Machine, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | None:
     """See `fastassoc.backends.Backend`. None where the merged form does not hold."""
-    walk = _Walk(own, inputs, needs_gradient)
+    walk = Walk(own, inputs, needs_gradient)
     found = _forward(walk, needs_gradient, statistics, shifted=False)
     return _forward(walk, needs_gradient, statistics, shifted=True) if found is None else found
 
 
-def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool) -> Losses | None:
+def _forward(walk: Walk, needs_gradient: bool, statistics: bool, shifted: bool) -> Losses | None:
     inputs = walk.inputs
     sizes, layout, program, at = walk.sizes, walk.layout, walk.program, walk.at
     rows, columns, row, parts, pairs = sizes.rows, sizes.columns, sizes.row, sizes.parts, layout.pairs
@@ -267,7 +68,7 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
     sums_at, trips_at, s_at, f, u = at(walk.sums), at(sizes.trips), at(sizes.trips), at(sizes.f), at(sizes.u)
     found, shares = (ctypes.c_float * 6)(), (ctypes.c_double * (2 * parts))()
     collected = None
-    if inputs.walker and columns > _FLUSHED_COLUMNS:
+    if inputs.walker and columns > cpu_walk.FLUSHED_COLUMNS:
         collected = torch.zeros(pairs, dtype=torch.float32, device=_CPU)
         trips_at = collected.data_ptr()
     bias = inputs.bias_a
@@ -304,7 +105,7 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
             trips_at + 4 * layout.single_place, at(walk.packed), walk.packed_row,
         )  # fmt: skip
         added += count
-        if collected is not None and (added >= _FLUSHED_COLUMNS or end == columns):
+        if collected is not None and (added >= cpu_walk.FLUSHED_COLUMNS or end == columns):
             program.add("flush", trips_at, s_at, pairs)
             added = 0
     if inputs.walker:
@@ -325,7 +126,7 @@ def _forward(walk: _Walk, needs_gradient: bool, statistics: bool, shifted: bool)
         layout.singles if inputs.walker else 0,
         s_at + 4 * layout.single_place, at(sizes.visit), columns if inputs.visit else 0, eps, ctypes.addressof(shares),
     )  # fmt: skip
-    returns = _floats(rows) if statistics else None
+    returns = cpu_walk.floats(rows) if statistics else None
     if returns is not None:
         program.add("returns", layout.classes, layout.number, s_at, f, u, returns.data_ptr())
     program.run()
@@ -347,23 +148,23 @@ def gradients(
     own: Machine, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    walk = _Walk(own, inputs, True, saved[-1])
+    walk = Walk(own, inputs, True, saved[-1])
     sizes, layout, program, at = walk.sizes, walk.layout, walk.program, walk.at
     rows, columns, depth, row = sizes.rows, sizes.columns, sizes.depth, sizes.row
     # Sums in float64, rho, h, K, what is packed, and ds, each at the begin of a vector.
     lengths = 2 * row, row, columns, layout.kernels, sizes.parts * walk.packed_row, sizes.tile * row
     places = [0, *itertools.accumulate(-(-length // own.lanes) * own.lanes for length in lengths)]
-    scratch = _large(places[-1])
+    scratch = cpu_walk.large(places[-1])
     trips_at, rho, h, kernels, packed, ds_at, _ = (scratch.data_ptr() + 4 * place for place in places)
     ds = scratch[places[-2] :]
-    da = _floats(rows * depth).view(rows, depth) if needs[0] else None
+    da = cpu_walk.floats(rows * depth).view(rows, depth) if needs[0] else None
     own_db = db = None
     converts = inputs.b.dtype != torch.float32
     if needs[1]:
-        own_db = _floats((sizes.tile if converts else columns) * depth)
+        own_db = cpu_walk.floats((sizes.tile if converts else columns) * depth)
         db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if converts else own_db.view(-1, depth)
     dbias_a = torch.zeros(rows, dtype=torch.float32, device=_CPU) if needs[2] else None
-    dbias_b = _floats(columns) if needs[3] else None
+    dbias_b = cpu_walk.floats(columns) if needs[3] else None
     upstream_walker = 0.0 if grad_walker is None else grad_walker.item()
     upstream_visit = 0.0 if grad_visit is None else grad_visit.item()
     # A loss scaled far up or down: its gradient is linear.
@@ -418,7 +219,7 @@ def gradients(
                 torch.sum(tile_ds, 1, out=dbias_b[start : start + count])
     total = inputs.a.shape[0]
     if da is not None and (layout.moves or rows < total):
-        in_order, da = da, _floats(total * depth).view(total, depth)
+        in_order, da = da, cpu_walk.floats(total * depth).view(total, depth)
         if rows < total:
             da.zero_()
         program.add("rows_back", rows, depth, in_order.data_ptr(), layout.order, da.data_ptr())
@@ -444,23 +245,14 @@ def _holds(eps: float, found: ctypes.Array[ctypes.c_float], u_limits: tuple[floa
     f_low, f_high, f_sum, y_low, y_high, y_sum = found
     u_low, u_high = u_limits
     y_over = y_high * max(1.0, y_high)
-    columns_hold = y_over * u_high <= limit and y_over <= _RANGE and y_low * y_low * _RANGE >= 1.0
+    columns_hold = y_over * u_high <= limit and y_over <= RANGE and y_low * y_low * RANGE >= 1.0
     rows_hold = (
-        f_high * max(1.0, u_high) <= min(limit, _RANGE)
+        f_high * max(1.0, u_high) <= min(limit, RANGE)
         and f_high <= limit * y_low
-        and f_low * _RANGE >= 1.0
+        and f_low * RANGE >= 1.0
         and f_low * u_low * _PAIR_RANGE >= 1.0
     )
     return math.isfinite(f_sum + y_sum) and columns_hold and (rows_hold or not all_columns)
-
-
-def _floats(length: int) -> Tensor:
-    return torch.empty(length, dtype=torch.float32, device=_CPU)
-
-
-def _large(length: int) -> Tensor:
-    """Memory that is used again, unless the allocator has as much at hand."""
-    return _floats(length) if 4 * length <= _ALLOCATED_BYTES else borrow((length,), torch.float32)
 
 
 def _scalar(x: float) -> Tensor:
