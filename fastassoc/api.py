@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastassoc import operators, validation
-from fastassoc.autograd import Options, WalkerVisitFunction
+from fastassoc.autograd import OperatorFunction, WalkerVisitFunction
 from fastassoc.backends import choose_backend, own_precision
+from fastassoc.computation import Call
 
 _TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
 
@@ -134,10 +135,24 @@ def walker_visit_loss(
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017; values and gradients follow the
     authors' implementation.
     """
-    validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
+    compiling = torch.compiler.is_compiling()
+    transformed = not compiling and torch._C._are_functorch_transforms_active()
+    traced = compiling or transformed or _is_traced(a, b, labels, walker_weight, visit_weight, temperature)
+    validation.check_options(
+        walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, readable=not traced
+    )
     validation.check_embeddings(a, b)
     validation.check_labels(labels, a)
-    chosen = None if torch.compiler.is_compiling() else choose_backend(backend, a.device)
+    walker_weight, visit_weight, temperature = (
+        x.reshape(()) if isinstance(x, Tensor) else x for x in (walker_weight, visit_weight, temperature)
+    )
+    if ignore_index is not None and ignore_index < 0 and not labels.dtype.is_signed:
+        # Nor may the largest unsigned numbers become it.
+        ignore_index = None
+    chosen = None
+    if not traced:
+        chosen = choose_backend(backend, a.device)
+        validation.check_memory(a=a, b=b, labels=labels)
 
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     if eps < (_TINY_FLOAT64 if dtype == torch.float64 else _TINY_FLOAT32):
@@ -154,23 +169,31 @@ def walker_visit_loss(
             return no_loss
     if return_stats:
         walker = visit = True
-    bias_a = bias_b = None
-    if similarity == "dot" and isinstance(temperature, float):
-        scale = 1.0 / float(temperature)
-    else:
+    # Squared distances take a temperature that is learned themselves, for their precision depends on it.
+    scale, divisor = 1.0, None
+    if similarity == "cosine":
         with own_precision(a):
-            a, b, bias_a, bias_b, scale = _dot_form(a, b, similarity, temperature, dtype)
-    # A bias, made of the one or of the other, needs one only where that does.
-    needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+            a, b = _unit_rows(a, dtype), _unit_rows(b, dtype)
+    if not isinstance(temperature, Tensor):
+        scale = 1.0 / float(temperature)
+    elif similarity == "euclidean":
+        divisor = temperature
+    else:
+        a = a.to(dtype) / temperature
+    needs_gradient = torch.is_grad_enabled() and (
+        transformed or a.requires_grad or b.requires_grad or (divisor is not None and divisor.requires_grad)
+    )
+    euclidean = similarity == "euclidean"
     if chosen is None:
-        walker_loss, visit_loss, *statistics = operators.losses(
-            a, b, bias_a, bias_b, labels, ignore_index, scale, eps, walker, visit, return_stats, needs_gradient, backend
-        )[: operators.RESULTS]
+        options = ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient, backend
+        operator = OperatorFunction.apply if transformed else operators.losses
+        walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
         outputs = (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
     else:
-        own_labels = chosen.prepare_labels(labels, ignore_index, b, dtype)
-        options = Options(chosen, own_labels, scale, eps, walker, visit, dtype, needs_gradient, return_stats)
-        outputs = WalkerVisitFunction.apply(a, b, bias_a, bias_b, options)
+        call = Call(
+            chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient
+        )
+        outputs = WalkerVisitFunction.apply(a, b, divisor, call)
     walker_term, visit_term, *rest = outputs
     loss = no_loss if no_loss is not None else _weighted(walker_term, walker_weight, visit_term, visit_weight)
     if not return_stats:
@@ -178,33 +201,20 @@ def walker_visit_loss(
     return loss, WalkStatistics(walker_term.detach(), visit_term.detach(), *rest)
 
 
-def _dot_form(
-    a: Tensor, b: Tensor, similarity: str, temperature: float | Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
-    """``(a, b, bias_a, bias_b, scale)`` with ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
-    bias_a = bias_b = None
-    scale = 1.0
-    if similarity == "cosine":
-        a, b = _unit_rows(a, dtype), _unit_rows(b, dtype)
-    elif similarity == "euclidean":
-        # Distances do not see a common offset, but the difference of squares below loses its digits to one.
-        centre = b.detach().mean(0, dtype=dtype)
-        a, b = a.to(dtype) - centre, b.to(dtype) - centre
-        bias_a, bias_b = (torch.linalg.vector_norm(x, dim=1).square().neg() for x in (a, b))
-        scale = 2.0
-    if isinstance(temperature, Tensor):
-        a = a.to(dtype) / temperature
-    else:
-        scale /= float(temperature)
-    if bias_a is not None and bias_b is not None and not (isinstance(temperature, float) and temperature == 1.0):
-        bias_a, bias_b = bias_a / temperature, bias_b / temperature
-    return a, b, bias_a, bias_b, scale
+def _is_traced(*arguments: object) -> bool:
+    """Whether a tracer or a dispatch mode looks on, or a tensor is more than its memory: they take the operators."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or any(isinstance(x, Tensor) and type(x) not in validation.ORDINARY for x in arguments)
+    )
 
 
 def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows over their norms; a zero row stays zero, with a finite gradient."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype)
-    unit: Tensor = x.to(dtype) / norm.where(norm > 0.0, 1.0)
+    x = x.to(dtype)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    unit: Tensor = x / norm.where(norm > 0.0, 1.0)
     return unit
 
 

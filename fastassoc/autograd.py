@@ -1,55 +1,41 @@
-"""The autograd function: what a backend computes, as two differentiable losses."""
+"""What a backend computes, as two losses that can be differentiated any number of times.
+
+First derivatives are the backend's. Second ones, which few need, are those of the dense specification.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Backend, Gradients, Inputs, own_precision
+from fastassoc import computation, operators, validation
+from fastassoc.computation import Call
 
-
-class Options(NamedTuple):
-    """Everything about a call that is not a differentiable tensor; see `fastassoc.backends.Inputs`."""
-
-    backend: Backend
-    labels: Any
-    scale: float
-    eps: float
-    walker: bool
-    visit: bool
-    dtype: torch.dtype
-    needs_gradient: bool
-    statistics: bool
-    """Whether the outputs for statistics are wanted."""
-
-    def inputs(self, a: Tensor, b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None) -> Inputs:
-        """The call as the backend meets it."""
-        return Inputs(a, b, bias_a, bias_b, self.labels, self.scale, self.eps, self.walker, self.visit, self.dtype)
+_NONE = (None, None, None, None)
 
 
 class WalkerVisitFunction(torch.autograd.Function):
-    """``(a, b, bias_a, bias_b, options) -> (walker, visit, p_correct, accuracy_estimate, visit_probability)``.
+    """``(a, b, temperature, call) -> (walker, visit, p_correct, accuracy_estimate, visit_probability)``.
 
-    The first two are differentiable once; the others are there for statistics only, and carry no gradient. All are 0-d
+    The first two are differentiable; the others are there for statistics only, and carry no gradient. All are 0-d
     but the last, which is [M]. A term that is not wanted is None.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, a: Tensor, b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None, options: Options
-    ) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, a: Tensor, b: Tensor, temperature: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
-        with own_precision(a):
-            walker, visit, *statistics, saved = options.backend.losses(
-                options.inputs(a, b, bias_a, bias_b), options.needs_gradient, options.statistics
-            )
-        if options.needs_gradient:
-            ctx.options = options
-            ctx.save_for_backward(a, b, bias_a, bias_b, *saved)
-        if not options.statistics:
+        (walker, visit, *statistics, saved), precision, labels = computation.losses(call, a, b, temperature)
+        if call.needs_gradient:
+            tensors = (a, b, temperature, *saved)
+            ctx.made = call, precision, labels
+            ctx.forms = validation.forms(tensors)
+            ctx.labels_version = None if call.labels.is_inference() else call.labels._version
+            ctx.save_for_backward(*tensors)
+        if not call.statistics:
             return walker, visit
         ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
         return walker, visit, *statistics
@@ -58,37 +44,179 @@ class WalkerVisitFunction(torch.autograd.Function):
     def backward(
         ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of ``a``, ``b`` and the biases."""
-        if grad_walker is None and grad_visit is None:
-            return None, None, None, None, None
-        if not torch.is_grad_enabled():
-            return *_first_derivative(ctx, grad_walker, grad_visit), None
-        with torch.no_grad():
-            gradients = _first_derivative(ctx, grad_walker, grad_visit)
-        sources = (*ctx.saved_tensors[:4], grad_walker, grad_visit)
-        return *(None if x is None else _NoSecondDerivative.apply(x, *sources) for x in gradients), None
+        """Gradients of ``a``, ``b`` and the temperature."""
+        # Compiled autograd traces this function: what it computes must not be taken apart.
+        backward = _opaque_backward if torch.compiler.is_compiling() else _backward
+        return backward(ctx, grad_walker, grad_visit)
 
 
-def _first_derivative(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> Gradients:
-    a, b, bias_a, bias_b, *saved = ctx.saved_tensors
-    options: Options = ctx.options
-    with own_precision(a):
+def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_walker is None and grad_visit is None:
+        return _NONE
+    tensors = ctx.saved_tensors
+    validation.check_unchanged(ctx.forms, tensors)
+    a, b, temperature, *saved = tensors
+    call, precision, labels = ctx.made
+    needs = ctx.needs_input_grad[:3]
+
+    def compute(*_: Tensor | None) -> computation.CallGradients:
+        return computation.gradients(
+            call, precision, labels, a, b, temperature, tuple(saved), grad_walker, grad_visit, needs
+        )
+
+    if not torch.is_grad_enabled():
         # Autograd itself brings them to the dtype of what they are gradients of.
-        return options.backend.gradients(
-            options.inputs(a, b, bias_a, bias_b), tuple(saved), grad_walker, grad_visit, ctx.needs_input_grad[:4]
-        )
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """``(gradient, *sources) -> gradient``, tied to its sources so that deriving it fails instead of giving 0."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        return *compute(), None
+    if ctx.labels_version is None or call.labels._version != ctx.labels_version:
         raise RuntimeError(
-            "the gradient of fastassoc.walker_visit_loss cannot be differentiated again; "
-            "fastassoc.reference.walker_visit_loss can, for small batches"
+            "labels were changed in place between the forward pass of fastassoc.walker_visit_loss and a backward pass "
+            "with create_graph=True, or were made under inference_mode: pass a copy of them"
         )
+    specification = Specification(call.ignore_index, call.scale, call.euclidean, call.eps, call.walker, call.visit)
+    return *LossGradients.apply(compute, specification, a, b, temperature, grad_walker, grad_visit, call.labels), None
+
+
+_opaque_backward = torch._disable_dynamo(_backward)
+
+
+class Specification(NamedTuple):
+    """What `dense_losses` takes beside tensors; see `fastassoc.computation.Call`."""
+
+    ignore_index: int | None
+    scale: float
+    euclidean: bool
+    eps: float
+    walker: bool
+    visit: bool
+
+
+def dense_losses(
+    specification: Specification, a: Tensor, b: Tensor, temperature: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Walker and visit by `fastassoc.reference`, in the accumulation dtype; 0 where not wanted."""
+    from fastassoc.reference import similarity_matrix, walker_visit_terms
+
+    ignore_index, scale, euclidean, eps, walker, visit = specification
+    dtype = computation.accumulation_dtype(a)
+    if ignore_index is not None:
+        a, labels = a[labels != ignore_index], labels[labels != ignore_index]
+    similarity = "euclidean" if euclidean else "dot"
+    s = similarity_matrix(a.to(dtype), b.to(dtype), similarity, 1.0 if temperature is None else temperature) * scale
+    terms = walker_visit_terms(s, labels, eps)
+    nothing = s.new_zeros(())
+    return terms["walker"] if walker else nothing, terms["visit"] if visit else nothing
+
+
+class LossGradients(torch.autograd.Function):
+    """``(compute, specification, a, b, temperature, grad_walker, grad_visit, labels, *saved) -> gradients``.
+
+    The gradients of ``a``, ``b`` and the temperature are ``compute`` of all tensors; their own derivatives, by the
+    first five tensors, those of the dense specification.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        compute: Callable[..., tuple[Tensor | None, ...]], specification: Specification, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """First derivatives."""
+        return tuple(compute(*tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Keeps what the gradients are functions of."""
+        _, ctx.specification, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:6])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Second derivatives."""
+        *sources, labels = ctx.saved_tensors
+        places = [place for place, x in enumerate(sources) if x is not None]
+        present = [sources[place] for place in places]
+        wanted = [number for number, x in enumerate(upstream) if x is not None]
+        if not wanted:
+            return (None,) * len(ctx.needs_input_grad)
+
+        def first_derivatives(*tensors: Tensor) -> tuple[Tensor, ...]:
+            a, b, temperature, grad_walker, grad_visit = _scattered(5, places, tensors)
+            inputs = [x for x in (a, b, temperature) if x is not None]
+
+            def losses(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+                return dense_losses(ctx.specification, *_scattered(3, places[: len(inputs)], inputs), labels)
+
+            values, derive = torch.func.vjp(losses, *inputs)
+            grads = (grad_walker, grad_visit)
+            by_inputs = derive(tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)))
+            by_all = _scattered(3, places[: len(inputs)], by_inputs)
+            return tuple(by_all[number] for number in wanted)
+
+        _, derive = torch.func.vjp(first_derivatives, *present)
+        results = derive(tuple(upstream[number] for number in wanted))
+        needs = ctx.needs_input_grad
+        kept = [x if needs[2 + place] else None for x, place in zip(results, places, strict=True)]
+        return None, None, *_scattered(5, places, kept), *(None,) * (len(needs) - 7)
+
+
+def _scattered(length: int, places: list[int], values: Any) -> list[Any]:
+    """Values at their places, None elsewhere."""
+    result = [None] * length
+    for place, value in zip(places, values, strict=True):
+        result[place] = value
+    return result
+
+
+def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    a, b, temperature, labels, *options = inputs
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+    saved = output[operators.RESULTS :]
+    ctx.save_for_backward(a, b, temperature, labels, *saved)
+
+
+def _operator_backward(ctx: Any, gradients: Any) -> tuple[Any, ...]:
+    a, b, temperature, labels, *saved = ctx.saved_tensors
+    ignore_index, scale, euclidean, eps, walker, visit, _, _, backend = ctx.options
+    grad_walker = gradients[0] if walker else None
+    grad_visit = gradients[1] if visit else None
+    needs = list(ctx.needs_input_grad[:3])
+    results: Any = (None,) * 3
+    if grad_walker is not None or grad_visit is not None:
+        sources = a, b, temperature, grad_walker, grad_visit, labels
+
+        def compute(*tensors: Any) -> tuple[Tensor | None, ...]:
+            *sources, saved = *tensors[:6], list(tensors[6:])
+            computed = operators.losses_backward(
+                *sources, ignore_index, scale, euclidean, eps, walker, visit, backend, saved, needs
+            )
+            return tuple(x if need else None for x, need in zip(computed, needs, strict=True))
+
+        if torch.is_grad_enabled():
+            specification = Specification(ignore_index, scale, euclidean, eps, walker, visit)
+            results = LossGradients.apply(compute, specification, *sources, *saved)
+        else:
+            results = compute(*sources, *saved)
+    return *results, *(None,) * 10
+
+
+operators.losses.register_autograd(_operator_backward, setup_context=_setup_operator)
+
+
+class OperatorFunction(torch.autograd.Function):
+    """``fastassoc::losses`` for transforms of functions (torch.func), which an operator's own autograd does not take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        """As the operator."""
+        return tuple(operators.losses(*arguments))
+
+    setup_context = staticmethod(_setup_operator)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """As the operator's."""
+        return _operator_backward(ctx, gradients)

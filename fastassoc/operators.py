@@ -1,55 +1,62 @@
-"""The losses as operators that torch.compile takes into its graph whole: ``fastassoc::losses`` and its derivative.
+"""The losses and their gradients as operators of PyTorch: ``fastassoc::losses`` and ``fastassoc::losses_backward``.
 
-Outside of torch.compile nothing passes through here (an operator's own overhead is a good part of a small batch).
+What works on operators sees them as two: torch.compile, make_fx, torch.jit.trace, FakeTensor, dispatch modes, tensor
+subclasses, vmap. Ordinary calls do not pass through here (an operator's own overhead is a good part of a small batch).
 What the forward operator saves comes out of it as flat tensors, empty for None, for a graph has only tensors to carry.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Backend, Inputs, choose_backend, own_precision
+from fastassoc import computation
+from fastassoc.backends import choose_backend
+from fastassoc.computation import Call
 
 RESULTS = 5
+"""Walker, visit, p_correct, accuracy estimate, visit probabilities; behind them comes what is saved."""
 
 
-def _inputs(
+def _call(
     a: Tensor,
-    b: Tensor,
-    bias_a: Tensor | None,
-    bias_b: Tensor | None,
     labels: Tensor,
     ignore_index: int | None,
     scale: float,
+    euclidean: bool,
     eps: float,
     walker: bool,
     visit: bool,
+    statistics: bool,
+    needs_gradient: bool,
     backend: str,
-) -> tuple[Backend, Inputs]:
+) -> Call:
     chosen = choose_backend(backend, a.device)
-    dtype = accumulation_dtype(a)
-    own_labels = chosen.prepare_labels(labels, ignore_index, b, dtype)
-    return chosen, Inputs(a, b, bias_a, bias_b, own_labels, scale, eps, walker, visit, dtype)
+    return Call(
+        chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient
+    )
 
 
-def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any of the tensors is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+def _saved_dtypes(a: Tensor, euclidean: bool, backend: str) -> list[torch.dtype]:
+    """Of what the backend saves for inputs like ``a``, in its usual precision."""
+    dtype = computation.accumulation_dtype(a)
+    met = a.new_empty(0, dtype=dtype) if euclidean else a
+    return choose_backend(backend, a.device).saved_dtypes(met, dtype)
 
 
 @torch.library.custom_op("fastassoc::losses", mutates_args=())
 def losses(
     a: Tensor,
     b: Tensor,
-    bias_a: Tensor | None,
-    bias_b: Tensor | None,
+    temperature: Tensor | None,
     labels: Tensor,
     ignore_index: int | None,
     scale: float,
+    euclidean: bool,
     eps: float,
     walker: bool,
     visit: bool,
@@ -59,16 +66,20 @@ def losses(
 ) -> list[Tensor]:
     """Walker, visit, p_correct, accuracy estimate (0-d), visit probabilities, then what is saved.
 
-    What is not wanted is 0, or empty; arguments as in `fastassoc.backends.Inputs`.
+    What is not wanted is 0, or empty; arguments as in `fastassoc.computation.Call`.
     """
-    chosen, inputs = _inputs(a, b, bias_a, bias_b, labels, ignore_index, scale, eps, walker, visit, backend)
-    with own_precision(a):
-        *scalars, visit_probability, saved = chosen.losses(inputs, needs_gradient, statistics)
+    options = ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient, backend
+    forward = computation.losses(_call(a, labels, *options), a, b, temperature)
+    *scalars, visit_probability, saved = forward.losses
+    dtype = computation.accumulation_dtype(a)
     new = a.new_zeros
-    results = [new((), dtype=inputs.dtype) if x is None else x for x in scalars]
-    results.append(new(0, dtype=inputs.dtype) if visit_probability is None else visit_probability)
+    results = [new((), dtype=dtype) if x is None else x for x in scalars]
+    results.append(new(0, dtype=dtype) if visit_probability is None else visit_probability)
     if needs_gradient:
-        dtypes = chosen.saved_dtypes(a, inputs.dtype)
+        dtypes = _saved_dtypes(a, euclidean, backend)
+        if forward.precision != (dtype, False):
+            # Of other dtypes than a graph expects: the backward operator begins anew.
+            saved = ()
         for x, saved_dtype in zip_longest(saved, dtypes):
             flat = new(0, dtype=saved_dtype) if x is None else x.reshape(-1)
             # The visit probabilities may be both a result and saved; an operator's outputs share no memory.
@@ -77,79 +88,102 @@ def losses(
 
 
 @losses.register_fake
-def _(a: Tensor, b: Tensor, *rest: Any) -> list[Tensor]:
-    *_, visit, statistics, needs_gradient, backend = rest
-    dtype = accumulation_dtype(a)
+def _(a: Tensor, b: Tensor, temperature: Tensor | None, labels: Tensor, *options: Any) -> list[Tensor]:
+    _, _, euclidean, _, _, visit, statistics, needs_gradient, backend = options
+    dtype = computation.accumulation_dtype(a)
     results = [a.new_empty((), dtype=dtype) for _ in range(4)]
     results.append(a.new_empty(b.shape[0] if statistics and visit else 0, dtype=dtype))
     if needs_gradient:
-        # Their sizes depend on the classes, and on the numbers.
-        size = torch.library.get_ctx().new_dynamic_size
-        chosen = choose_backend(backend, a.device)
-        results += [a.new_empty(size(), dtype=saved) for saved in chosen.saved_dtypes(a, dtype)]
+        results += [a.new_empty(_unknown_size(a), dtype=saved) for saved in _saved_dtypes(a, euclidean, backend)]
     return results
+
+
+def _unknown_size(a: Tensor) -> Any:
+    """Of what is saved, which depends on the classes and on the numbers: a symbol, or 0 where there are none."""
+    mode = getattr(a, "fake_mode", None)
+    return torch.library.get_ctx().new_dynamic_size() if mode is None or mode.shape_env is not None else 0
 
 
 @torch.library.custom_op("fastassoc::losses_backward", mutates_args=())
 def losses_backward(
     a: Tensor,
     b: Tensor,
-    bias_a: Tensor | None,
-    bias_b: Tensor | None,
+    temperature: Tensor | None,
+    grad_walker: Tensor | None,
+    grad_visit: Tensor | None,
     labels: Tensor,
     ignore_index: int | None,
     scale: float,
+    euclidean: bool,
     eps: float,
     walker: bool,
     visit: bool,
     backend: str,
     saved: list[Tensor],
-    grad_walker: Tensor | None,
-    grad_visit: Tensor | None,
     needs: list[bool],
 ) -> list[Tensor]:
-    """Gradients of ``a``, ``b`` and the biases; those not in ``needs`` are empty."""
-    chosen, inputs = _inputs(a, b, bias_a, bias_b, labels, ignore_index, scale, eps, walker, visit, backend)
+    """Gradients of ``a``, ``b`` and the temperature; those not in ``needs`` are empty.
+
+    Where nothing was saved, the forward pass is repeated.
+    """
+    options = ignore_index, scale, euclidean, eps, walker, visit, False, True, backend
+    call = _call(a, labels, *options)
     restored = tuple(x if x.numel() else None for x in saved)
-    with own_precision(a):
-        gradients = chosen.gradients(
-            inputs, restored, grad_walker, grad_visit, (needs[0], needs[1], needs[2], needs[3])
-        )
-    sources = (a, b, bias_a, bias_b)
+    precision = computation.Precision(computation.accumulation_dtype(a), False)
+    if any(x is not None for x in restored):
+        own_labels = call.backend.prepare_labels(labels, ignore_index, b, precision.dtype)
+    else:
+        results, precision, own_labels = computation.losses(call, a, b, temperature)
+        restored = results.saved
+    gradients = computation.gradients(
+        call, precision, own_labels, a, b, temperature, restored, grad_walker, grad_visit, (needs[0], needs[1], needs[2])
+    )
     return [
         a.new_empty(0) if x is None or source is None else x.to(source.dtype).contiguous()
-        for x, source in zip(gradients, sources, strict=True)
+        for x, source in zip(gradients, (a, b, temperature), strict=True)
     ]
 
 
 @losses_backward.register_fake
-def _(a: Tensor, b: Tensor, bias_a: Tensor | None, bias_b: Tensor | None, *rest: Any) -> list[Tensor]:
+def _(a: Tensor, b: Tensor, temperature: Tensor | None, *rest: Any) -> list[Tensor]:
     needs = rest[-1]
     return [
         x.new_empty(x.shape) if x is not None and need else a.new_empty(0)
-        for x, need in zip((a, b, bias_a, bias_b), needs, strict=True)
+        for x, need in zip((a, b, temperature), needs, strict=True)
     ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    a, b, bias_a, bias_b, labels, *options = inputs
-    ignore_index, scale, eps, walker, visit, _, _, backend = options
-    ctx.options = ignore_index, scale, eps, walker, visit, backend
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(a, b, bias_a, bias_b, labels, *output[RESULTS:])
+def _for_each(
+    operator: Callable[..., list[Tensor]], batch: int, in_dims: Sequence[Any], arguments: Sequence[Any]
+) -> list[Tensor]:
+    """The operator for each problem of a batch, results stacked along a first dimension."""
+    results = []
+    for index in range(batch):
+        # A list of tensors has a list of dimensions.
+        chosen = [
+            [_one(y, d, index) for y, d in zip(x, dim, strict=True)] if isinstance(dim, list) else _one(x, dim, index)
+            for x, dim in zip(arguments, in_dims, strict=True)
+        ]
+        results.append(operator(*chosen))
+    return [torch.stack(parts) for parts in zip(*results, strict=True)]
 
 
-def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    a, b, bias_a, bias_b, labels, *saved = ctx.saved_tensors
-    *_, walker, visit, _ = ctx.options
-    grad_walker = gradients[0] if walker else None
-    grad_visit = gradients[1] if visit else None
-    needs = list(ctx.needs_input_grad[:4])
-    results: tuple[Tensor | None, ...] = (None,) * 4
-    if grad_walker is not None or grad_visit is not None:
-        computed = losses_backward(a, b, bias_a, bias_b, labels, *ctx.options, saved, grad_walker, grad_visit, needs)
-        results = tuple(x if need else None for x, need in zip(computed, needs, strict=True))
-    return *results, *(None,) * 9
+def _one(x: Any, dim: int | None, index: int) -> Any:
+    return x if dim is None else x.select(dim, index)
 
 
-losses.register_autograd(_backward, setup_context=_setup_context)
+@losses.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], a: Tensor, *rest: Any) -> tuple[list[Tensor], list[int]]:
+    *options, needs_gradient, backend = rest
+    results = _for_each(losses, info.batch_size, in_dims, (a, *options, False, backend))
+    if needs_gradient:
+        # What is saved may be of another size for each problem: the backward operator begins anew.
+        dtypes = _saved_dtypes(a, options[5], backend)
+        results += [a.new_empty((info.batch_size, 0), dtype=dtype) for dtype in dtypes]
+    return results, [0] * len(results)
+
+
+@losses_backward.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+    results = _for_each(losses_backward, info.batch_size, in_dims, arguments)
+    return results, [0] * len(results)

@@ -30,7 +30,7 @@ def walker_visit_terms(s: Tensor, labels: Tensor, eps: float = 1e-8) -> dict[str
     p_aba = p_ab @ p_ba  # eq 3
     p_correct = p_aba.where(same_class, 0).sum(1)  # eq 4, before the mean
     target = same_class.to(s.dtype) / same_class.sum(1, keepdim=True)  # eq 7
-    walker = -(target * ((eps + p_aba) / (1 + n * eps)).log()).where(same_class, 0).sum(1).mean()  # eq 6
+    walker = -(target * ((eps + p_aba.where(same_class, 1)) / (1 + n * eps)).log()).sum(1).mean()  # eq 6
     visit_probability = p_ab.mean(0)  # eq 9
     visit = -((eps + visit_probability) / (1 + m * eps)).log().mean()  # eq 8, 10
     return {

@@ -12,6 +12,8 @@ from torch import Tensor
 
 SIMILARITIES = ("dot", "cosine", "euclidean")
 BACKENDS = ("auto", "cpu", "triton")
+ORDINARY = (Tensor, torch.nn.Parameter)
+"""Types of tensors that are no more than their memory."""
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -57,10 +59,60 @@ def check_labels(labels: Tensor, a: Tensor) -> None:
         raise RuntimeError(f"labels must be on the CPU or on the device of a ({a.device}); got {labels.device}")
 
 
+def check_memory(**tensors: Tensor) -> None:
+    """Each tensor's memory is there: its storage may have been freed, as sharded training does between uses."""
+    for name, x in tensors.items():
+        if x.is_contiguous():
+            length = x.numel()
+        else:
+            length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        held, needed = x.untyped_storage().nbytes(), (x.storage_offset() + length) * x.element_size()
+        if held < needed and not x._is_zerotensor():
+            raise RuntimeError(
+                f"the memory of {name} was released: its storage holds {held} bytes, and {name} of shape "
+                f"{tuple(x.shape)} and dtype {x.dtype} needs {needed}"
+            )
+
+
+Forms = tuple[tuple[torch.Size, torch.dtype, torch.device] | None, ...]
+"""Shape, dtype and device of tensors."""
+
+
+def forms(tensors: tuple[Tensor | None, ...]) -> Forms:
+    """What `check_unchanged` compares with later."""
+    return tuple(None if x is None else (x.shape, x.dtype, x.device) for x in tensors)
+
+
+def check_unchanged(expected: Forms, tensors: tuple[Tensor | None, ...]) -> None:
+    """Tensors kept for the backward pass, ``a`` and ``b`` the first of them, are as the forward pass left them."""
+    names = ("a", "b")
+    for number, (form, x) in enumerate(zip(expected, tensors, strict=True)):
+        name = names[number] if number < len(names) else "a tensor saved by the forward pass"
+        found = None if x is None else (x.shape, x.dtype, x.device)
+        if found != form:
+            raise RuntimeError(
+                f"{name} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
+                f"it was {_described(form)}, and is {_described(found)}"
+            )
+        if x is not None:
+            check_memory(**{name: x})
+
+
+def _described(form: tuple[torch.Size, torch.dtype, torch.device] | None) -> str:
+    return "None" if form is None else f"{tuple(form[0])} of {form[1]} on {form[2]}"
+
+
 def check_options(
-    walker_weight: Any, visit_weight: Any, similarity: Any, temperature: Any, eps: Any, ignore_index: Any, backend: Any
+    walker_weight: Any,
+    visit_weight: Any,
+    similarity: Any,
+    temperature: Any,
+    eps: Any,
+    ignore_index: Any,
+    backend: Any,
+    readable: bool = True,
 ) -> None:
-    """The keyword arguments, in the order of the signature."""
+    """The keyword arguments, in the order of the signature; ``readable``: whether tensors hold numbers to look at."""
     compiling = torch.compiler.is_compiling()
     hashable = (
         type(walker_weight) is type(visit_weight) is type(temperature) is type(eps) is float
@@ -68,7 +120,7 @@ def check_options(
         and (ignore_index is None or type(ignore_index) is int)
     )
     check = _check_options_once if hashable and not compiling else _check_options
-    check(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, compiling)
+    check(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, readable, compiling)
 
 
 def _check_options(
@@ -79,21 +131,24 @@ def _check_options(
     eps: Any,
     ignore_index: Any,
     backend: Any,
+    readable: bool,
     compiling: bool,
 ) -> None:
-    _check_number("walker_weight", walker_weight, compiling)
-    _check_number("visit_weight", visit_weight, compiling)
+    _check_number("walker_weight", walker_weight, readable, compiling)
+    _check_number("visit_weight", visit_weight, readable, compiling)
     _check_choice("similarity", similarity, SIMILARITIES)
-    _check_number("temperature", temperature, compiling)
-    if _can_be_read(temperature, compiling):
+    _check_number("temperature", temperature, readable, compiling)
+    if _can_be_read(temperature, readable, compiling):
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
         if not value > 0.0:
-            raise ValueError(f"temperature must be greater than 0; got {value}")
+            learned = isinstance(temperature, Tensor) and temperature.requires_grad
+            advice = "; learn its logarithm instead, and pass log_temperature.exp()" if learned else ""
+            raise ValueError(f"temperature must be greater than 0; got {value}{advice}")
     if isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a float; got {type(eps).__name__}")
-    _check_number("eps", eps, compiling)
-    if eps < 0.0:
-        raise ValueError(f"eps must be 0 or greater; got {eps}")
+    _check_number("eps", eps, readable, compiling)
+    if not 0.0 <= eps <= 1.0:
+        raise ValueError(f"eps must lie between 0 and 1, for it is added to probabilities; got {eps}")
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")
     if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
@@ -112,8 +167,19 @@ def check_rows_left(rows: int, ignore_index: int) -> None:
 
 
 def _check_tensor(name: str, x: Any) -> None:
+    if type(x) in ORDINARY and x.layout == torch.strided and not x.is_nested:
+        return
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError(f"{name} is a nested tensor, which is not supported: pass its rows as one matrix")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} is of layout {x.layout}, which is not supported: pass {name}.to_dense()")
+    if hasattr(x, "full_tensor"):
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, which is not supported: pass {name}.full_tensor() for the loss of all "
+            f"rows, or {name}.to_local() for that of this process's"
+        )
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -121,27 +187,29 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def _can_be_read(value: Any, compiling: bool) -> bool:
+def _can_be_read(value: Any, readable: bool, compiling: bool) -> bool:
     """Whether the number is at hand: reading a tensor would stall its device, or break a graph."""
-    return not compiling and (not isinstance(value, Tensor) or value.device.type == "cpu")
+    if isinstance(value, Tensor):
+        return readable and value.device.type == "cpu"
+    # torch.compile makes numbers that change from call to call symbols without a value.
+    return not compiling
 
 
-def _check_number(name: str, value: Any, compiling: bool) -> None:
+def _check_number(name: str, value: Any, readable: bool, compiling: bool) -> None:
     if compiling and isinstance(value, (int, float)):
-        # torch.compile makes numbers that change from call to call symbols without a value.
         return
     if type(value) is float and math.isfinite(value):
         return
     if isinstance(value, Tensor):
-        if value.ndim != 0 or not value.dtype.is_floating_point:
+        if value.ndim > 1 or value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(
-                f"{name} must be a float or a 0-d floating-point tensor; got a tensor of shape {tuple(value.shape)} "
-                f"and dtype {value.dtype}"
+                f"{name} must be a number, or a real tensor of one element; got a tensor of shape "
+                f"{tuple(value.shape)} and dtype {value.dtype}"
             )
-        if not _can_be_read(value, compiling):
+        if not _can_be_read(value, readable, compiling):
             return
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a float or a 0-d floating-point tensor; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, or a real tensor of one element; got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite; got {value}")

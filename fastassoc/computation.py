@@ -1,0 +1,196 @@
+"""A call between the public function and a backend: its similarity in the form that backends take, and back.
+
+Backends take scores ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``. That is a dot product as it stands. Squared
+distances become it with embeddings around the mean of ``b``, for they do not see a common offset but products do:
+
+    s_ij = -|a_i - b_j|^2 / T = 2/T a_i . b_j - |a_i|^2 / T - |b_j|^2 / T
+
+The right-hand side loses digits where terms are much larger than the distance of neighbours: tight clusters far apart.
+`_precision` looks, and then it is computed in float64, or from differences. Gradients of the three terms add up to
+
+    da_i = 2/T (sum_j ds_ij b_j - a_i sum_j ds_ij)            dT = -1 / (2 T) (sum_i a_i . da_i + sum_j b_j . db_j)
+
+the last because ``T s`` is of second degree in all embeddings together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastassoc.backends import Backend, Inputs, Losses, Saved, own_precision
+
+_NEAR, _ROUNDINGS = 1.5, 3.0
+"""Products are exact enough where the squared norm of a row, over T, is at most the first times its least squared
+distance, over T, plus the second: gradients have then at most twice the error of eager code, up to eight roundings."""
+_FLOAT64 = 2.0**29
+"""How many times more exact float64 is than float32."""
+_TILE_SCORES = 2**20
+"""Scores that `_precision` looks at together."""
+
+
+class Call(NamedTuple):
+    """Everything about a call that is not a differentiable tensor."""
+
+    backend: Backend
+    labels: Tensor
+    """[N], as they were given."""
+    ignore_index: int | None
+    scale: float
+    """Factor of dot products; of negative squared distances where ``euclidean``."""
+    euclidean: bool
+    eps: float
+    walker: bool
+    """Whether the walker term is wanted."""
+    visit: bool
+    """Whether the visit term is wanted."""
+    statistics: bool
+    """Whether what only statistics want is wanted."""
+    needs_gradient: bool
+
+
+class Precision(NamedTuple):
+    """How scores are computed."""
+
+    dtype: torch.dtype
+    """Accumulation dtype of the backend."""
+    differences: bool
+    """See `fastassoc.backends.Inputs`."""
+
+
+class Forward(NamedTuple):
+    """The losses, and what their gradients need beside what they save."""
+
+    losses: Losses
+    precision: Precision
+    labels: Any
+    """What `Backend.prepare_labels` made of the labels."""
+
+
+class CallGradients(NamedTuple):
+    """Gradients in a precision of at least that of their inputs; None where not asked for."""
+
+    a: Tensor | None
+    b: Tensor | None
+    temperature: Tensor | None
+
+
+def accumulation_dtype(a: Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if a.dtype == torch.float64 else torch.float32
+
+
+def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forward:
+    """Losses in the accumulation dtype of ``a``; ``temperature``, 0-d, divides squared distances."""
+    dtype = accumulation_dtype(a)
+    precision = Precision(dtype, False)
+    with own_precision(a):
+        if call.euclidean:
+            precision = _precision(call, a, b, temperature)
+        labels = call.backend.prepare_labels(call.labels, call.ignore_index, b, precision.dtype)
+        inputs = _inputs(call, precision, labels, a, b, temperature)
+        results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
+    if precision.dtype != dtype:
+        *numbers, saved = results
+        results = Losses(*(None if x is None else x.to(dtype) for x in numbers), saved)
+    return Forward(results, precision, labels)
+
+
+def gradients(
+    call: Call,
+    precision: Precision,
+    labels: Any,
+    a: Tensor,
+    b: Tensor,
+    temperature: Tensor | None,
+    saved: Saved,
+    grad_walker: Tensor | None,
+    grad_visit: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> CallGradients:
+    """Gradients by ``a``, ``b`` and the temperature: those asked for."""
+    with own_precision(a):
+        inputs = _inputs(call, precision, labels, a, b, temperature)
+        if precision.dtype != accumulation_dtype(a):
+            grad_walker, grad_visit = (
+                None if x is None else x.to(precision.dtype) for x in (grad_walker, grad_visit)
+            )
+        if not call.euclidean:
+            results = call.backend.gradients(inputs, saved, grad_walker, grad_visit, (needs[0], needs[1], False, False))
+            return CallGradients(results.a, results.b, None)
+        by_a, by_b = needs[0] or needs[2], needs[1] or needs[2]
+        results = call.backend.gradients(inputs, saved, grad_walker, grad_visit, (by_a, by_b, by_a, by_b))
+        da = _with_norms(results.a, inputs.a, results.bias_a, inputs.scale)
+        db = _with_norms(results.b, inputs.b, results.bias_b, inputs.scale)
+        if temperature is None:
+            return CallGradients(da, db, None)
+        dtemperature = None
+        if needs[2]:
+            assert da is not None
+            assert db is not None
+            degree = sum((x * dx).sum(dtype=torch.float64) for x, dx in ((inputs.a, da), (inputs.b, db)))
+            dtemperature = degree / (-2.0 * temperature)
+        root = _root(temperature, precision.dtype)
+        return CallGradients(
+            da * root if needs[0] and da is not None else None,
+            db * root if needs[1] and db is not None else None,
+            dtemperature,
+        )
+
+
+def _inputs(
+    call: Call, precision: Precision, labels: Any, a: Tensor, b: Tensor, temperature: Tensor | None
+) -> Inputs:
+    bias_a = bias_b = None
+    scale = call.scale
+    if call.euclidean:
+        centre = b.mean(0, dtype=precision.dtype)
+        a, b = a.to(precision.dtype) - centre, b.to(precision.dtype) - centre
+        if temperature is not None:
+            root = _root(temperature, precision.dtype)
+            a, b = a * root, b * root
+        bias_a, bias_b = (x.square().sum(1).mul_(-scale) for x in (a, b))
+        scale *= 2.0
+    return Inputs(
+        a, b, bias_a, bias_b, labels, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences
+    )
+
+
+def _root(temperature: Tensor, dtype: torch.dtype) -> Tensor:
+    """Embeddings times it have the squared distances over the temperature."""
+    return temperature.to(dtype).rsqrt()
+
+
+def _with_norms(dx: Tensor | None, x: Tensor, dbias: Tensor | None, scale: float) -> Tensor | None:
+    """A gradient with the part that went through the squared norms."""
+    if dx is None or dbias is None:
+        return None
+    return dx.addcmul(x, dbias.unsqueeze(1), value=-scale)
+
+
+def _precision(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Precision:
+    """What squared distances take. Reads one number, for which it waits for the device."""
+    dtype = accumulation_dtype(a)
+    x = _inputs(call, Precision(dtype, False), None, a, b, temperature)
+    assert x.bias_a is not None
+    assert x.bias_b is not None
+    # Biases are minus squared norms. As columns first; scores are minus squared distances, up to rounding.
+    columns = max(1, _TILE_SCORES // len(x.a))
+    nearest_a = torch.full_like(x.bias_a, -torch.inf)
+    excess = nearest_a.new_zeros(())
+    for b_tile, bias_tile in zip(x.b.split(columns), x.bias_b.split(columns), strict=True):
+        scores = torch.addmm(bias_tile, x.a, b_tile.t(), alpha=x.scale).add_(x.bias_a.unsqueeze(1))
+        torch.maximum(nearest_a, scores.amax(1), out=nearest_a)
+        excess = torch.maximum(excess, _excess(bias_tile, scores.amax(0)))
+    needed = float(torch.maximum(excess, _excess(x.bias_a, nearest_a)))
+    if needed <= 1.0:
+        return Precision(dtype, False)
+    # NaN, where products overflow, is not below anything.
+    return Precision(torch.float64, not (dtype == torch.float32 and needed <= _FLOAT64))
+
+
+def _excess(bias: Tensor, nearest: Tensor) -> Tensor:
+    """The largest squared norm over what products are exact enough for."""
+    return (bias / (nearest.clamp_max(0.0) * _NEAR - _ROUNDINGS)).amax()
