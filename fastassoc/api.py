@@ -190,9 +190,7 @@ def walker_visit_loss(
         walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
         outputs = (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
     else:
-        call = Call(
-            chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient
-        )
+        call = Call(chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient)
         outputs = WalkerVisitFunction.apply(a, b, divisor, call)
     walker_term, visit_term, *rest = outputs
     loss = no_loss if no_loss is not None else _weighted(walker_term, walker_weight, visit_term, visit_weight)

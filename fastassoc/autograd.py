@@ -5,7 +5,7 @@ First derivatives are the backend's. Second ones, which few need, are those of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +76,7 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
     return *LossGradients.apply(compute, specification, a, b, temperature, grad_walker, grad_visit, call.labels), None
 
 
-_opaque_backward = torch._disable_dynamo(_backward)
+_opaque_backward = torch._disable_dynamo(_backward)  # type: ignore[attr-defined]
 
 
 class Specification(NamedTuple):
@@ -141,28 +141,29 @@ class LossGradients(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
 
         def first_derivatives(*tensors: Tensor) -> tuple[Tensor, ...]:
-            a, b, temperature, grad_walker, grad_visit = _scattered(5, places, tensors)
+            a, b, temperature, *upstream = _scattered(5, places, tensors)
             inputs = [x for x in (a, b, temperature) if x is not None]
+            input_places = places[: len(inputs)]
 
             def losses(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-                return dense_losses(ctx.specification, *_scattered(3, places[: len(inputs)], inputs), labels)
+                a, b, temperature = _scattered(3, input_places, inputs)
+                return dense_losses(ctx.specification, a, b, temperature, labels)
 
-            values, derive = torch.func.vjp(losses, *inputs)
-            grads = (grad_walker, grad_visit)
-            by_inputs = derive(tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True)))
-            by_all = _scattered(3, places[: len(inputs)], by_inputs)
-            return tuple(by_all[number] for number in wanted)
+            values, derive, *_ = torch.func.vjp(losses, *inputs)
+            filled = (torch.zeros_like(v) if x is None else x for v, x in zip(values, upstream, strict=True))
+            gradients = _scattered(3, input_places, derive(tuple(filled)))
+            return tuple(gradients[number] for number in wanted)
 
-        _, derive = torch.func.vjp(first_derivatives, *present)
+        derive: Any = torch.func.vjp(first_derivatives, *present)[1]
         results = derive(tuple(upstream[number] for number in wanted))
-        needs = ctx.needs_input_grad
-        kept = [x if needs[2 + place] else None for x, place in zip(results, places, strict=True)]
-        return None, None, *_scattered(5, places, kept), *(None,) * (len(needs) - 7)
+        needs = ctx.needs_input_grad[2:]
+        kept = [x if needs[place] else None for x, place in zip(results, places, strict=True)]
+        return None, None, *_scattered(5, places, kept), *(None,) * (len(needs) - 5)
 
 
-def _scattered(length: int, places: list[int], values: Any) -> list[Any]:
+def _scattered(length: int, places: list[int], values: Iterable[Any]) -> list[Any]:
     """Values at their places, None elsewhere."""
-    result = [None] * length
+    result: list[Any] = [None] * length
     for place, value in zip(places, values, strict=True):
         result[place] = value
     return result
@@ -205,7 +206,7 @@ operators.losses.register_autograd(_operator_backward, setup_context=_setup_oper
 
 
 class OperatorFunction(torch.autograd.Function):
-    """``fastassoc::losses`` for transforms of functions (torch.func), which an operator's own autograd does not take."""
+    """``fastassoc::losses`` for torch.func, which does not take what operators register for autograd."""
 
     generate_vmap_rule = True
 

@@ -93,8 +93,8 @@ def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forw
         inputs = _inputs(call, precision, labels, a, b, temperature)
         results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
     if precision.dtype != dtype:
-        *numbers, saved = results
-        results = Losses(*(None if x is None else x.to(dtype) for x in numbers), saved)
+        numbers = {name: getattr(results, name) for name in results._fields[:-1]}
+        results = results._replace(**{name: None if x is None else x.to(dtype) for name, x in numbers.items()})
     return Forward(results, precision, labels)
 
 
@@ -114,9 +114,7 @@ def gradients(
     with own_precision(a):
         inputs = _inputs(call, precision, labels, a, b, temperature)
         if precision.dtype != accumulation_dtype(a):
-            grad_walker, grad_visit = (
-                None if x is None else x.to(precision.dtype) for x in (grad_walker, grad_visit)
-            )
+            grad_walker, grad_visit = (None if x is None else x.to(precision.dtype) for x in (grad_walker, grad_visit))
         if not call.euclidean:
             results = call.backend.gradients(inputs, saved, grad_walker, grad_visit, (needs[0], needs[1], False, False))
             return CallGradients(results.a, results.b, None)
@@ -140,9 +138,7 @@ def gradients(
         )
 
 
-def _inputs(
-    call: Call, precision: Precision, labels: Any, a: Tensor, b: Tensor, temperature: Tensor | None
-) -> Inputs:
+def _inputs(call: Call, precision: Precision, labels: Any, a: Tensor, b: Tensor, temperature: Tensor | None) -> Inputs:
     bias_a = bias_b = None
     scale = call.scale
     if call.euclidean:

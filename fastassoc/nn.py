@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastassoc import validation
 from fastassoc.api import WalkStatistics, walker_visit_loss
 
 
 class WalkerVisitLoss(nn.Module):
     """`fastassoc.walker_visit_loss` with its options fixed at construction; see there for every argument.
 
-    A weight or temperature given as an ``nn.Parameter`` is registered and learned with the module.
+    The options are checked when the module is made. A weight or temperature given as an ``nn.Parameter`` is registered
+    and learned with the module.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class WalkerVisitLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
         self.walker_weight = walker_weight
         self.visit_weight = visit_weight
         self.similarity = similarity

@@ -36,9 +36,7 @@ def _call(
     backend: str,
 ) -> Call:
     chosen = choose_backend(backend, a.device)
-    return Call(
-        chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient
-    )
+    return Call(chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient)
 
 
 def _saved_dtypes(a: Tensor, euclidean: bool, backend: str) -> list[torch.dtype]:
@@ -136,7 +134,16 @@ def losses_backward(
         results, precision, own_labels = computation.losses(call, a, b, temperature)
         restored = results.saved
     gradients = computation.gradients(
-        call, precision, own_labels, a, b, temperature, restored, grad_walker, grad_visit, (needs[0], needs[1], needs[2])
+        call,
+        precision,
+        own_labels,
+        a,
+        b,
+        temperature,
+        restored,
+        grad_walker,
+        grad_visit,
+        (needs[0], needs[1], needs[2]),
     )
     return [
         a.new_empty(0) if x is None or source is None else x.to(source.dtype).contiguous()

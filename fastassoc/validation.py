@@ -147,7 +147,7 @@ def _check_options(
     if isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a float; got {type(eps).__name__}")
     _check_number("eps", eps, readable, compiling)
-    if not 0.0 <= eps <= 1.0:
+    if not 0.0 <= float(eps) <= 1.0:
         raise ValueError(f"eps must lie between 0 and 1, for it is added to probabilities; got {eps}")
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")

@@ -106,22 +106,23 @@ def test_a_whole_training_step_compiles_to_machine_code() -> None:
 
 @pytest.mark.parametrize("path", ["whole", "tiles"])
 @pytest.mark.parametrize("statistics", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_operator_registrations(path: str, statistics: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("euclidean", [False, True])
+def test_operator_registrations(path: str, statistics: bool, euclidean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     take_path(monkeypatch, path)
     case = make_case(9, 20, 5, 3)
     a, b = case.a.requires_grad_(), case.b.requires_grad_()
-    biases = [torch.zeros(len(x), dtype=x.dtype, requires_grad=True) if bias else None for x in (a, b)]
-    arguments = (a, b, *biases, case.labels, None, 0.7, 1e-8, True, True, statistics, True, "cpu")
+    temperature = torch.tensor(5.0, dtype=torch.float64, requires_grad=True) if euclidean else None
+    arguments = (a, b, temperature, case.labels, None, 0.7, euclidean, 1e-8, True, True, statistics, True, "cpu")
     torch.library.opcheck(operators.losses, arguments)
 
 
 def test_operator_of_the_derivative_is_registered() -> None:
     case = make_case(9, 20, 5, 3)
-    arguments = (*case[:2], None, None, case.labels, None, 1.0, 1e-8, True, True)
-    _, _, _, _, _, *saved = operators.losses(*arguments, False, True, "cpu")
+    options = (case.labels, None, 1.0, False, 1e-8, True, True)
+    _, _, _, _, _, *saved = operators.losses(*case[:2], None, *options, False, True, "cpu")
     ones = torch.ones((), dtype=torch.float64)
-    torch.library.opcheck(operators.losses_backward, (*arguments, "cpu", saved, ones, ones, [True, True, False, False]))
+    arguments = (*case[:2], None, ones, ones, *options, "cpu", saved, [True, True, False])
+    torch.library.opcheck(operators.losses_backward, arguments)
 
 
 def test_weights_and_temperatures_that_change_from_step_to_step() -> None:
@@ -145,10 +146,11 @@ def test_compiled_with_transposed_embeddings(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cpu_labels, "_DENSE_PRODUCTS", 10**18)
     case = make_case(9, 20, 5, 3)
     a, b = (x.t().contiguous().t() for x in case[:2])
-    arguments = (a, b, None, None, case.labels, None, 1.0, 1e-8, False, True)
-    _, _, _, _, _, *saved = operators.losses(*arguments, False, True, "cpu")
+    options = (case.labels, None, 1.0, False, 1e-8, False, True)
+    _, _, _, _, _, *saved = operators.losses(a, b, None, *options, False, True, "cpu")
     one = torch.ones((), dtype=torch.float64)
-    torch.library.opcheck(operators.losses_backward, (*arguments, "cpu", saved, None, one, [True, True, False, False]))
+    arguments = (a, b, None, None, one, *options, "cpu", saved, [True, True, False])
+    torch.library.opcheck(operators.losses_backward, arguments)
 
 
 def test_second_derivative_of_a_compiled_step_raises() -> None:
