@@ -102,44 +102,56 @@ def walker_visit_loss(
         b: [M, D] embeddings of unlabelled samples, dtype and device of ``a``. Under autocast the dtypes may differ;
             both are then taken as float32 (float64 if either is).
         labels: [N], any integer or bool dtype, arbitrary values, on the CPU or beside ``a``.
-        walker_weight: factor of the walker loss; a 0-d tensor receives a gradient. The float 0 skips the term's work.
+        walker_weight: factor of the walker loss; a tensor of one element receives a gradient. The float 0 skips the
+            term's work.
         visit_weight: factor of the visit loss, likewise.
         similarity: "dot", ``a_i . b_j``; "cosine", ``a_i . b_j / (|a_i| |b_j|)``, 0 for a zero row (in float32, one of
-            norm below 1e-19); "euclidean", ``-|a_i - b_j|^2``. The last two hold a copy of ``a`` and ``b``.
-        temperature: divides the similarities; a 0-d tensor receives a gradient.
-        eps: added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's plain
-            cross-entropy, which is infinite where a probability underflows to 0, and whose gradient is that of the
-            smallest normal number where one lies below it. What the accumulation dtype cannot
-            hold as a normal number (below 1.2e-38 in float32) counts as 0.
+            norm below 1e-19); "euclidean", ``-|a_i - b_j|^2``. The last two hold a copy of ``a`` and ``b``. Squared
+            distances are computed by matrix products while these are exact enough; for tight clusters far apart they
+            are computed in float64, which takes several times as long, or from differences, which takes longer still.
+            To choose, the similarities are looked at once, and on a GPU the host waits for that.
+        temperature: divides the similarities, greater than 0; a tensor of one element receives a gradient.
+        eps: from 0 to 1, added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's
+            plain cross-entropy, which is infinite where a probability underflows to 0, and whose gradient is that of
+            the smallest normal number where one lies below it. What the accumulation dtype cannot hold as a normal
+            number (below 1.2e-38 in float32) counts as 0.
         ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there; their values must
             be finite all the same.
         return_stats: also return `WalkStatistics`. They include both terms, even one of weight 0.
         backend: "auto" (by device), "cpu" or "triton"; one named explicitly never falls back. "triton" takes
-            tensors on a GPU, or on the CPU under TRITON_INTERPRET=1; it never waits for the device up to 2,048 rows of
-            ``a`` and once above; labels on the device that all equal ``ignore_index`` give NaN instead of an error.
+            tensors on a GPU, or on the CPU under TRITON_INTERPRET=1; it does not wait for the device up to 2,048 rows
+            of ``a``, and once above; labels on the device that all equal ``ignore_index`` give NaN instead of an error.
             Its float32 products follow ``torch.get_float32_matmul_precision()``.
 
     Returns:
         The loss, 0-d, float32 (float64 for float64 inputs); with ``return_stats`` the pair ``(loss, statistics)``.
 
     Products, sums and logarithms are accumulated in float32 (float64 for float64 inputs) whatever the dtype of the
-    inputs; gradients come back in the dtype of their inputs, and cannot be differentiated again. Results are the same
-    to the bit on every run with the same number of threads. Finite inputs whose similarities are finite in float32
-    give a finite loss (for ``eps`` > 0); NaN or infinity in ``a`` or ``b`` gives NaN.
+    inputs; gradients come back in the dtype of their inputs. Results are the same to the bit on every run with the same
+    number of threads. Finite inputs whose similarities are finite in float32 give a finite loss (for ``eps`` > 0); NaN
+    or infinity in ``a`` or ``b`` gives NaN.
+
+    With ``create_graph=True`` gradients can be differentiated again: the second derivative is that of the dense
+    specification, `fastassoc.reference`, with the memory of eager code (N x M and N x N matrices; N x M x D for
+    "euclidean"). The transforms of ``torch.func`` work (``grad``, ``jacrev``, ``vmap``, which computes one problem
+    after another, ``functional_call``), and so do ``torch.compile``, ``make_fx``, ``torch.jit.trace``, fake tensors and
+    compiled autograd. Not supported: forward-mode derivatives, transforms of ``torch.func`` inside ``torch.compile``,
+    sparse, nested and distributed tensors.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
+        TypeError: an argument of the wrong type, dtype or layout.
         ValueError: an argument of the wrong shape or value.
-        RuntimeError: tensors on different devices, or a backend that cannot run here.
+        RuntimeError: tensors on different devices, a backend that cannot run here, a tensor whose memory was released;
+            in the backward pass, ``a`` or ``b`` of another shape, dtype or device than in the forward pass.
 
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017; values and gradients follow the
     authors' implementation.
     """
     compiling = torch.compiler.is_compiling()
-    transformed = not compiling and torch._C._are_functorch_transforms_active()
-    traced = compiling or transformed or _is_traced(a, b, labels, walker_weight, visit_weight, temperature)
+    by_operators = compiling or operators.needed(a, b, labels, walker_weight, visit_weight, temperature)
+    transformed = by_operators and not compiling and torch._C._are_functorch_transforms_active()
     validation.check_options(
-        walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, readable=not traced
+        walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, readable=not by_operators
     )
     validation.check_embeddings(a, b)
     validation.check_labels(labels, a)
@@ -150,7 +162,7 @@ def walker_visit_loss(
         # Nor may the largest unsigned numbers become it.
         ignore_index = None
     chosen = None
-    if not traced:
+    if not by_operators:
         chosen = choose_backend(backend, a.device)
         validation.check_memory(a=a, b=b, labels=labels)
 
@@ -184,28 +196,19 @@ def walker_visit_loss(
         transformed or a.requires_grad or b.requires_grad or (divisor is not None and divisor.requires_grad)
     )
     euclidean = similarity == "euclidean"
+    options = ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient, backend
     if chosen is None:
-        options = ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient, backend
         operator = OperatorFunction.apply if transformed else operators.losses
         walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
         outputs = (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
     else:
-        call = Call(chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient)
+        call = Call(chosen, labels, *options)
         outputs = WalkerVisitFunction.apply(a, b, divisor, call)
     walker_term, visit_term, *rest = outputs
     loss = no_loss if no_loss is not None else _weighted(walker_term, walker_weight, visit_term, visit_weight)
     if not return_stats:
         return loss
     return loss, WalkStatistics(walker_term.detach(), visit_term.detach(), *rest)
-
-
-def _is_traced(*arguments: object) -> bool:
-    """Whether a tracer or a dispatch mode looks on, or a tensor is more than its memory: they take the operators."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or any(isinstance(x, Tensor) and type(x) not in validation.ORDINARY for x in arguments)
-    )
 
 
 def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -49,6 +49,8 @@ class Call(NamedTuple):
     statistics: bool
     """Whether what only statistics want is wanted."""
     needs_gradient: bool
+    backend_name: str
+    """As the caller gave it."""
 
 
 class Precision(NamedTuple):
@@ -93,8 +95,7 @@ def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forw
         inputs = _inputs(call, precision, labels, a, b, temperature)
         results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
     if precision.dtype != dtype:
-        numbers = {name: getattr(results, name) for name in results._fields[:-1]}
-        results = results._replace(**{name: None if x is None else x.to(dtype) for name, x in numbers.items()})
+        results = Losses._make([*(None if x is None else x.to(dtype) for x in results[:-1]), results.saved])
     return Forward(results, precision, labels)
 
 

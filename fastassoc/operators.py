@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastassoc import computation
+from fastassoc import computation, validation
 from fastassoc.backends import choose_backend
 from fastassoc.computation import Call
 
@@ -22,21 +22,14 @@ RESULTS = 5
 """Walker, visit, p_correct, accuracy estimate, visit probabilities; behind them comes what is saved."""
 
 
-def _call(
-    a: Tensor,
-    labels: Tensor,
-    ignore_index: int | None,
-    scale: float,
-    euclidean: bool,
-    eps: float,
-    walker: bool,
-    visit: bool,
-    statistics: bool,
-    needs_gradient: bool,
-    backend: str,
-) -> Call:
-    chosen = choose_backend(backend, a.device)
-    return Call(chosen, labels, ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient)
+def needed(*tensors: Any) -> bool:
+    """Whether a call has to take the operators, for something looks on, or a tensor is more than its memory."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or any(isinstance(x, Tensor) and type(x) not in validation.ORDINARY for x in tensors)
+    )
 
 
 def _saved_dtypes(a: Tensor, euclidean: bool, backend: str) -> list[torch.dtype]:
@@ -67,7 +60,7 @@ def losses(
     What is not wanted is 0, or empty; arguments as in `fastassoc.computation.Call`.
     """
     options = ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient, backend
-    forward = computation.losses(_call(a, labels, *options), a, b, temperature)
+    forward = computation.losses(Call(choose_backend(backend, a.device), labels, *options), a, b, temperature)
     *scalars, visit_probability, saved = forward.losses
     dtype = computation.accumulation_dtype(a)
     new = a.new_zeros
@@ -125,7 +118,7 @@ def losses_backward(
     Where nothing was saved, the forward pass is repeated.
     """
     options = ignore_index, scale, euclidean, eps, walker, visit, False, True, backend
-    call = _call(a, labels, *options)
+    call = Call(choose_backend(backend, a.device), labels, *options)
     restored = tuple(x if x.numel() else None for x in saved)
     precision = computation.Precision(computation.accumulation_dtype(a), False)
     if any(x is not None for x in restored):

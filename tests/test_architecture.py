@@ -35,7 +35,7 @@ ALLOWED = {
         "fastassoc.reference",
         "fastassoc.validation",
     },
-    "fastassoc.operators": {"fastassoc.computation", "fastassoc.backends"},
+    "fastassoc.operators": {"fastassoc.computation", "fastassoc.validation", "fastassoc.backends"},
     "fastassoc.computation": {"fastassoc.backends"},
     "fastassoc.backends": {
         "fastassoc.classes",

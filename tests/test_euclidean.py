@@ -75,7 +75,9 @@ def test_a_learned_temperature(spread: float) -> None:
 
 
 def precision(case: Case) -> Precision:
-    call = Call(choose_backend("cpu", case.a.device), case.labels, None, 1.0, True, 1e-8, True, True, False, True)
+    call = Call(
+        choose_backend("cpu", case.a.device), case.labels, None, 1.0, True, 1e-8, True, True, False, True, "cpu"
+    )
     return computation._precision(call, case.a, case.b, None)
 
 

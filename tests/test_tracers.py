@@ -156,6 +156,24 @@ def test_make_fx_of_a_gradient() -> None:
     assert torch.equal(graph(case.a * 2.0, *case[1:]), gradient(case.a * 2.0, *case[1:]))
 
 
+# The forward pass was an ordinary one; what looks on comes later.
+def test_backward_passes_that_are_watched(loss: Callable[..., Any]) -> None:
+    case = make_case(20, 70, 5, 3)
+    (expected,) = plain(loss, *case)[:1]
+    a = case.a.requires_grad_()
+    value = loss(a, case.b, case.labels)
+    upstream = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    batched = torch.func.vmap(lambda x: torch.autograd.grad(value, a, x, retain_graph=True)[0])(upstream)
+    torch.testing.assert_close(batched, upstream[:, None, None] * expected, rtol=1e-12, atol=1e-16)
+    with pytest.raises(RuntimeError, match="does not support is_grads_batched=True"):
+        torch.autograd.grad(value, a, upstream, is_grads_batched=True, retain_graph=True)
+    graph = make_fx(lambda x: torch.autograd.grad(value, a, x, retain_graph=True)[0])(upstream[0])
+    torch.testing.assert_close(graph(upstream[1]), -2.0 * expected, rtol=1e-12, atol=1e-16)
+    case.labels.zero_()
+    with pytest.raises(RuntimeError, match="labels were changed"):
+        make_fx(lambda x: torch.autograd.grad(value, a, x, retain_graph=True)[0])(upstream[0])
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_jit_trace(loss: Callable[..., Any]) -> None:
     case = make_case(300, 1200, 16, 8, scale=0.5, dtype=torch.float32)
