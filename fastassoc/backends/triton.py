@@ -49,6 +49,7 @@ class Precision(NamedTuple):
     """Operands of the products; see `fastassoc.kernels.primitives.product`."""
 
     scores: str
+    """Also "differences"; see `fastassoc.kernels.primitives.scores`."""
     others: str
     """Products of probabilities and of gradients."""
 
@@ -171,6 +172,8 @@ class _Plan:
         self.n, self.m, self.d = inputs.a.shape[0], inputs.b.shape[0], inputs.a.shape[1]
         self.machine = machine(inputs.a.device)
         self.precision = _precision(inputs.a.dtype, self.machine, inputs.labels.float32_products)
+        if inputs.differences:
+            self.precision = self.precision._replace(scores="differences")
         self.config: Config = choose_config(
             self.machine.architecture, _tiles(inputs.a.dtype, self.precision.others), self.d
         )
@@ -214,7 +217,7 @@ class _Plan:
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
             "BLOCK_D": depth,
-            "ONE_D": hold and depth >= self.d,
+            "ONE_D": hold and depth >= self.d and not x.differences,
             "PRECISION": self.precision.scores,
         }
         return shared | {"PRODUCT": self.precision.others} if products else shared
