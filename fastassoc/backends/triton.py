@@ -71,8 +71,12 @@ def check_can_run(device: torch.device) -> None:
 
 def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> Labels:
     """Labels beside ``b``. Those on the CPU must leave a row that takes part; those on a device are not read."""
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        # Kernels take none of them. Beyond int64 values wrap around, one to one.
+        labels = labels.to(torch.int64)
     if ignore_index is not None and labels.device.type == "cpu":
-        validation.check_rows_left(int((labels != ignore_index).sum()), ignore_index)
+        # An index beyond a narrower dtype would wrap around.
+        validation.check_rows_left(int((labels.to(torch.int64) != ignore_index).sum()), ignore_index)
     return Labels(labels.to(b.device, non_blocking=True), ignore_index, float32_products())
 
 
