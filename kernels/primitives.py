@@ -38,9 +38,20 @@ def scores(
     ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``s2`` [BLOCK_N, BLOCK_M], -inf where row or column is none; the tiles are what ``ONE_D`` multiplies."""
+    """``s2`` [BLOCK_N, BLOCK_M], -inf where row or column is none; the tiles are what ``ONE_D`` multiplies.
+
+    With ``PRECISION`` "differences", which is not for ``ONE_D``, ``s2_ij = -scale / 2 |a_i - b_j|^2 log2(e)``: the
+    same, biases being ``-scale / 2 |a_i|^2`` and ``-scale / 2 |b_j|^2``, with all its digits far from the origin.
+    """
     s = tl.zeros([BLOCK_N, BLOCK_M], dtype=ACC)
-    if ONE_D:
+    if PRECISION == "differences":
+        for d in range(0, D):
+            a = tl.load(a_ptr + row.to(tl.int64) * stride_an + tl.cast(d, tl.int64) * stride_ad, mask=row_ok, other=0.0)
+            b = tl.load(b_ptr + column * stride_bm + tl.cast(d, tl.int64) * stride_bd, mask=column_ok, other=0.0)
+            difference = a.to(ACC)[:, None] - b.to(ACC)[None, :]
+            s += difference * difference
+        s *= -0.5
+    elif ONE_D:
         s = product(a_tile, tl.trans(b_tile), s, PRECISION)
     else:
         for d in range(0, D, BLOCK_D):
@@ -48,7 +59,7 @@ def scores(
             b = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D)  # [BLOCK_M, BLOCK_D]
             s = product(a, tl.trans(b), s, PRECISION)
     s *= tl.full([1, 1], scale, ACC) * LOG2E
-    if bias_a_ptr is not None:
+    if bias_a_ptr is not None and PRECISION != "differences":
         bias_a = tl.load(bias_a_ptr + row, mask=row_ok, other=0.0)
         bias_b = tl.load(bias_b_ptr + column, mask=column_ok, other=0.0)
         s += (bias_a[:, None] + bias_b[None, :]) * LOG2E

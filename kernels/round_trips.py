@@ -67,7 +67,11 @@ def round_trips(
         t = tl.exp2(s - m_i[:, None])
         if VISIT:
             h = tl.load(columns_ptr + 2 * tl.cast(M, tl.int64) + column, mask=column_ok, other=0.0)
-            rho += tl.sum(t * h[None, :], 1)
+            weighted = t * h[None, :]
+            if PRECISION == "differences":
+                # Where a lane holds one column: its exact product plus a rounded one of another lane differs by lane.
+                weighted = tl.fma(t, h[None, :], 0.0)
+            rho += tl.sum(weighted, 1)
         if WALKER:
             if not ONE_TILE:  # noqa: SIM102
                 # A class within one tile needs its scores once.

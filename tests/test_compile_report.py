@@ -1,9 +1,9 @@
 """What ships compiles, within the limits, on a machine without a GPU; and the report would say if it did not.
 
 Compiled here are the kernels with products, for both losses without biases, at D = 128 on one architecture with
-``mma.sync`` and one with ``wgmma``: some 60 of the 3,400 compilations of the whole report, and two minutes of the test
-run on one core. The rest is for ``python -m benchmarks.compile_report``, whose committed results have to be of all that
-ships.
+``mma.sync`` and one with ``wgmma``, and on every architecture the kernels whose scores come by differences: some 120
+of the 3,400 compilations of the whole report, and less than three minutes of the test run on one core. The rest is for
+``python -m benchmarks.compile_report``, whose committed results have to be of all that ships.
 """
 
 from __future__ import annotations
@@ -59,6 +59,19 @@ def test_what_ships_is_within_the_limits(architecture: str, capsys: pytest.Captu
         assert isinstance(figures, Figures)
         assert figures.products >= 1
         assert figures.mma_sync if architecture == "sm_80" else figures.wgmma + figures.mma_sync
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_by_differences_are_within_the_limits(architecture: str) -> None:
+    uses = [
+        use
+        for use in compile_report.shipped([architecture], ["fp64"], [128])
+        if "PRECISION=differences" in use.compilation.variant()
+    ]
+    kernels = {use.compilation.kernel for use in uses}
+    assert kernels == {"normalisers", "visits", "round_trips", "kappa", "column_gradients", "row_gradients"}
+    results = compile_report.compile_all((use.compilation for use in uses), 1, compile_report.show_progress)
+    assert compile_report.broken(uses, results) == []
 
 
 def test_the_committed_report_covers_what_ships_and_breaks_no_limit() -> None:

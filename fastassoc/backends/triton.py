@@ -49,6 +49,7 @@ class Precision(NamedTuple):
     """Operands of the products; see `fastassoc.kernels.primitives.product`."""
 
     scores: str
+    """Also "differences"; see `fastassoc.kernels.primitives.scores`."""
     others: str
     """Products of probabilities and of gradients."""
 
@@ -70,8 +71,12 @@ def check_can_run(device: torch.device) -> None:
 
 def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> Labels:
     """Labels beside ``b``. Those on the CPU must leave a row that takes part; those on a device are not read."""
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        # Kernels take none of them. Beyond int64 values wrap around, one to one.
+        labels = labels.to(torch.int64)
     if ignore_index is not None and labels.device.type == "cpu":
-        validation.check_rows_left(int((labels != ignore_index).sum()), ignore_index)
+        # An index beyond a narrower dtype would wrap around.
+        validation.check_rows_left(int((labels.to(torch.int64) != ignore_index).sum()), ignore_index)
     return Labels(labels.to(b.device, non_blocking=True), ignore_index, float32_products())
 
 
@@ -171,6 +176,8 @@ class _Plan:
         self.n, self.m, self.d = inputs.a.shape[0], inputs.b.shape[0], inputs.a.shape[1]
         self.machine = machine(inputs.a.device)
         self.precision = _precision(inputs.a.dtype, self.machine, inputs.labels.float32_products)
+        if inputs.differences:
+            self.precision = self.precision._replace(scores="differences")
         self.config: Config = choose_config(
             self.machine.architecture, _tiles(inputs.a.dtype, self.precision.others), self.d
         )
@@ -214,7 +221,7 @@ class _Plan:
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
             "BLOCK_D": depth,
-            "ONE_D": hold and depth >= self.d,
+            "ONE_D": hold and depth >= self.d and not x.differences,
             "PRECISION": self.precision.scores,
         }
         return shared | {"PRODUCT": self.precision.others} if products else shared

@@ -19,14 +19,16 @@ def shipped_launches(architecture: str, dtype: torch.dtype, depth: int) -> list[
     """The launches of forward and backward passes over ``depth`` columns, one of each distinct compilation.
 
     float32 follows ``torch.get_float32_matmul_precision()``. Covers both terms together and alone, and with and without
-    biases, ignored rows, and classes known to fit one tile.
+    biases, ignored rows, and classes known to fit one tile; for float64 also scores by differences, for both terms.
     """
     distinct: dict[str, Launch] = {}
+    terms = ((True, True), (True, False), (False, True))
+    cases = [(biased, False, *both) for biased, both in product((False, True), terms)]
+    if dtype == torch.float64:
+        cases.append((True, True, True, True))
     # Up to 16 rows surely fit one tile, 1,024 may not; both are whole numbers of 16, as are most batches.
-    for rows, biased, (walker, visit) in product(
-        (16, 1024), (False, True), ((True, True), (True, False), (False, True))
-    ):
-        for launch in _launches(architecture, dtype, rows, depth, biased, walker, visit):
+    for rows, case in product((16, 1024), cases):
+        for launch in _launches(architecture, dtype, rows, depth, *case):
             signature, constants, attributes = launch.specialisation()
             key = f"{launch.kernel.__name__} {signature} {constants} {attributes} {launch.warps} {launch.stages}"
             distinct.setdefault(key, launch)
@@ -34,7 +36,14 @@ def shipped_launches(architecture: str, dtype: torch.dtype, depth: int) -> list[
 
 
 def _launches(
-    architecture: str, dtype: torch.dtype, rows: int, depth: int, biased: bool, walker: bool, visit: bool
+    architecture: str,
+    dtype: torch.dtype,
+    rows: int,
+    depth: int,
+    biased: bool,
+    differences: bool,
+    walker: bool,
+    visit: bool,
 ) -> Iterator[Launch]:
     columns = 65536
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
@@ -53,6 +62,7 @@ def _launches(
         walker=walker,
         visit=visit,
         dtype=accumulated,
+        differences=differences,
     )
     with recording(Machine(architecture, _PROCESSORS)) as launches:
         losses = triton.losses(inputs, needs_gradient=True, statistics=True)

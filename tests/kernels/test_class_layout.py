@@ -16,7 +16,7 @@ CLASS_ROWS = 64
 
 def layout(labels: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor, list[int]]:
     a = torch.zeros(len(labels), 1, device=DEVICE)
-    values = triton.Labels(labels.to(DEVICE), ignore_index)
+    values = triton.prepare_labels(labels.to(DEVICE), ignore_index, a, a.dtype)
     saved = triton.losses(Inputs(a, a[:1], None, None, values, 1.0, 1e-8, True, False, a.dtype), True, False).saved
     slots, tiles, counts = saved[2:5]
     return slots.cpu(), tiles.cpu(), counts.tolist()
@@ -73,6 +73,44 @@ def check(labels: Tensor, ignore_index: int | None = None) -> None:
 )
 def test_layout(labels: Tensor) -> None:
     check(labels)
+
+
+INTEGERS = [
+    torch.bool,
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_every_integer_is_a_label(dtype: torch.dtype) -> None:
+    if dtype == torch.bool:
+        lowest, highest = 0, 1
+    else:
+        lowest, highest = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    # Both ends, their neighbours, and what narrower and signed dtypes would take for one another.
+    values = sorted(
+        {x for x in (0, 1, 2, 127, 128, 255, 256, 2**31, 2**63, 2**63 + 1, lowest, highest) if lowest <= x <= highest}
+    )
+    plain = sized_classes(list(range(1, len(values) + 1)), seed=1)
+    rows = [values[x] for x in ((plain + 3) // 7).tolist()]
+    labels = torch.tensor(rows, dtype=dtype)
+    expected, found = layout(plain), layout(labels)
+    assert found[2] == expected[2]
+    assert classes_of(found[0]) == classes_of(expected[0])
+    for index in (0, 1, highest, -1, 2**40):
+        if index < 2**63 and (index >= 0 or dtype.is_signed):
+            kept = layout(labels, index)[2][0]
+            assert kept == sum(x != index for x in rows), index
+
+
+def classes_of(slots: Tensor) -> set[frozenset[int]]:
+    """Rows that share the first slot of their class."""
+    classes: dict[int, set[int]] = {}
+    for row, start in slots.T.tolist():
+        if row >= 0:
+            classes.setdefault(start, set()).add(row)
+    return {frozenset(rows) for rows in classes.values()}
 
 
 def test_ignored_rows_have_no_slot() -> None:

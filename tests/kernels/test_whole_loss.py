@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -134,6 +136,34 @@ def test_upstream_gradients() -> None:
         gradients.append([x.grad.cpu() for x in (a, *weights)])
     for x, y in zip(*gradients, strict=True):
         torch.testing.assert_close(x, y, rtol=FLOAT64, atol=0.0)
+
+
+# Gradients are linear in what comes from above: it enters last, into numbers with the range of float32.
+@pytest.mark.parametrize("upstream", [1e-30, 1e-20, 1e10, 1e20])
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_tiny_and_huge_upstream_gradients(upstream: float, scale: float) -> None:
+    case = make_case(40, 50, 33, 4, scale=scale, dtype=torch.float32)
+
+    def scaled(loss: Callable[..., Tensor], *dtype: torch.dtype) -> Result:
+        result = evaluate(lambda *x: loss(*x) * upstream, on_device(case), *dtype)
+        return Result(*(x.cpu() / upstream for x in result))
+
+    kernels = functools.partial(fastassoc.walker_visit_loss, backend="triton")
+    eager = reference.walker_visit_loss
+    assert_as_exact_as(scaled(kernels), scaled(eager), scaled(eager, torch.float64), case)
+
+
+# As far as float16 itself holds them: what a scaler of gradients multiplies by, and 1 over that.
+@pytest.mark.parametrize("upstream", [2.0**-10, 2.0**14])
+def test_upstream_gradients_in_half_precision(upstream: float) -> None:
+    case = make_case(40, 50, 33, 4, scale=0.5, dtype=torch.float16)
+    plain, scaled = (run(case, walker_weight=weight, visit_weight=weight) for weight in (1.0, upstream))
+    finfo = torch.finfo(torch.float16)
+    for x, y in zip(scaled[1:], plain[1:], strict=True):
+        # Both rounded once.
+        assert (
+            (x - y * upstream).abs() <= finfo.eps * x.abs() + finfo.smallest_normal * finfo.eps * (1 + upstream)
+        ).all()
 
 
 def test_backward_twice() -> None:
