@@ -40,5 +40,5 @@ def test_compiled_step_is_the_eager_one(options: dict[str, Any]) -> None:
 def test_operator_registration() -> None:
     case = make_case(9, 20, 5, 3, dtype=torch.float32)
     a, b = (x.to(DEVICE).requires_grad_() for x in case[:2])
-    arguments = (a, b, None, None, case.labels.to(DEVICE), None, 0.7, 1e-8, True, True, True, True, "triton")
+    arguments = (a, b, None, case.labels.to(DEVICE), None, 0.7, False, 1e-8, True, True, True, True, "triton")
     torch.library.opcheck(operators.losses, arguments)

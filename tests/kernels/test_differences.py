@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastassoc import reference
 from fastassoc.backends import Inputs, triton
-from tests.cases import Case, relative_error, seeded
-from tests.kernels.support import DEVICE, FLOAT64
+from tests.cases import Case, evaluate, relative_error, seeded
+from tests.kernels.support import DEVICE, FLOAT64, run
 
 EPS = 1e-8
 
@@ -36,7 +37,7 @@ def clusters(n: int, m: int, d: int, distance: float) -> Case:
 
 
 def exact(case: Case, scale: float) -> Result:
-    """DESIGN's equations with ``s_ij = -scale / 2 |a_i - b_j|^2``, differentiated by autograd."""
+    """The loss of scores ``s_ij = -scale / 2 |a_i - b_j|^2``, differentiated by autograd."""
     a, b = case.a.clone().requires_grad_(), case.b.clone().requires_grad_()
     p_ab, q = ((-scale / 2 * (a[:, None] - b).square().sum(2)).softmax(axis) for axis in (1, 0))
     p_aba, visit = p_ab @ q.T, p_ab.mean(0)
@@ -67,10 +68,10 @@ def by_kernels(case: Case, scale: float, differences: bool, ignore_index: int | 
 
 def excess(case: Case, scale: float, distance: float, differences: bool) -> float:
     """The largest error over what is allowed: for gradients also eight roundings of the terms that cancel in them."""
-    result, reference = by_kernels(case, scale, differences), exact(case, scale)
+    result, true = by_kernels(case, scale, differences), exact(case, scale)
     composition = 8 * torch.finfo(torch.float64).eps * distance
     allowed = FLOAT64, FLOAT64, FLOAT64 + composition, FLOAT64 + composition
-    return max(relative_error(x, y) / most for x, y, most in zip(result, reference, allowed, strict=True))
+    return max(relative_error(x, y) / most for x, y, most in zip(result, true, allowed, strict=True))
 
 
 # Off every multiple of a tile; embeddings of one column, and below, off and above a tile.
@@ -105,3 +106,14 @@ def test_ignored_rows_and_strides() -> None:
     plain = by_kernels(Case(case.a[kept], case.b, case.labels[kept]), 0.25, True)
     for x, y in zip(strided._replace(da=strided.da[kept]), plain, strict=True):
         assert relative_error(x, y) <= FLOAT64 + 8e4 * torch.finfo(torch.float64).eps
+
+
+# In float32: by products, by products in float64, by differences.
+@pytest.mark.parametrize("distance", [1.0, 1e2, 1e6])
+def test_the_loss_chooses(distance: float) -> None:
+    case = clusters(37, 45, 8, distance)
+    case = Case(case.a.float(), case.b.float(), case.labels)
+    true = evaluate(reference.walker_visit_loss, case, torch.float64, similarity="euclidean")
+    eager = evaluate(reference.walker_visit_loss, case, similarity="euclidean")
+    for x, y, z in zip(run(case, similarity="euclidean"), eager, true, strict=True):
+        assert relative_error(x, z) <= 2 * relative_error(y, z) + 8 * torch.finfo(torch.float32).eps
