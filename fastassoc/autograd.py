@@ -64,7 +64,7 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
             "fastassoc.walker_visit_loss does not support is_grads_batched=True, nor vectorize=True in "
             "torch.autograd.functional: torch.func.jacrev and torch.func.vmap do the same"
         )
-    again, watched = torch.is_grad_enabled(), operators.needed(*tensors, grad_walker, grad_visit)
+    again, watched = torch.is_grad_enabled(), operators.needed(grad_walker, grad_visit)
     if (again or watched) and (ctx.labels_version is None or call.labels._version != ctx.labels_version):
         raise RuntimeError(
             "labels were changed in place between the forward pass of fastassoc.walker_visit_loss and a backward pass "
