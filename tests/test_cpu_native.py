@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 import sys
 
@@ -250,6 +251,27 @@ def test_long_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = evaluate(fastassoc.walker_visit_loss, case)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     assert_as_exact_as(mine, evaluate(eager.walker_visit_loss, case), exact, case)
+
+
+@pytest.mark.parametrize("path", ["native", "native narrow"])
+def test_sums_over_many_equal_rows_are_exact(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    take_native(monkeypatch, path)
+    used = spy_on_gradients(monkeypatch)
+    rows, columns, eps = 16_000, 16, 1e-8
+    a, b = torch.full((rows, 2), 0.1, requires_grad=True), torch.zeros(columns, 2)
+    b[:, 0] = torch.linspace(0.0, 30.0, columns)
+    labels = torch.arange(rows) % 2000
+    losses = [
+        fastassoc.walker_visit_loss(a, b, labels, walker_weight=walker, visit_weight=1.0 - walker, eps=eps)
+        for walker in (1.0, 0.0)
+    ]
+    losses[0].backward()
+    assert used
+    walks = (a[:1].detach().double() @ b.double().T).softmax(1)
+    walker = -math.log((1.0 / rows + eps) / (1.0 + rows * eps))
+    visit = -float(((walks + eps) / (1.0 + columns * eps)).log().mean())
+    for loss, exact in zip(losses, (walker, visit), strict=True):
+        assert loss.item() == pytest.approx(exact, rel=2 * torch.finfo(torch.float32).eps)
 
 
 def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

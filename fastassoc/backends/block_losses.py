@@ -20,9 +20,6 @@ from fastassoc.backends import (
 )
 from fastassoc.classes import ClassBlocks
 
-_DOT = 2**16
-"""Up to so many terms a dot product sums as exactly as a sum does, in fewer operations."""
-
 
 def losses(passes: Passes, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """The passes, then logarithms of the round trips and of the visits, weighted and summed."""
@@ -74,10 +71,9 @@ def weighted_log(x: Tensor, weights: Tensor, eps: float, out: Tensor | None = No
 
     Where ``eps`` is 0, the logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
     """
-    if eps == 0.0:
-        return torch.xlogy(weights, x).sum()
-    x = torch.log(x, out=out)
-    return torch.dot(x, weights) if x.shape[0] <= _DOT else x.mul_(weights).sum()
+    terms = torch.xlogy(weights, x) if eps == 0.0 else torch.log(x, out=out).mul_(weights)
+    # Not a dot product, which adds one term after another: of 2^16 equal ones it loses eight bits.
+    return terms.sum()
 
 
 def make_problem(inputs: Inputs) -> Problem:
