@@ -259,6 +259,34 @@ def test_scores_whose_exponentials_leave_float32(score: float) -> None:
     assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
 
 
+# Factors of a loss, of which gradients are multiples: what is made of them on the way may neither under- nor overflow.
+@pytest.mark.parametrize("factor", [1e-35, 1e-30, 1e-25, 1e-12, 1e12, 1e20])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1e-10), (1e-10, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_upstream_gradients_are_factors(factor: float, weights: tuple[float, float], dtype: torch.dtype) -> None:
+    case = make_case(60, 100, 8, 5, scale=0.7, dtype=dtype)
+    walker_weight, visit_weight = weights
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, b, case.labels, walker_weight=walker_weight, visit_weight=visit_weight)
+    plain = torch.autograd.grad(loss, (a, b), retain_graph=True)
+    scaled = torch.autograd.grad(loss, (a, b), torch.full_like(loss, factor))
+    for x, y in zip(scaled, plain, strict=True):
+        # Gradients are float32 until they are stored, and the factor itself is rounded as the loss is.
+        rounding = torch.finfo(dtype).eps + 4 * torch.finfo(loss.dtype).eps
+        assert relative_error(x.double() / factor, y.double()) <= rounding
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("weights", [(1.0, 1e-30), (1e-30, 1.0)])
+def test_upstream_gradients_that_are_not_finite(value: float, weights: tuple[float, float]) -> None:
+    case = make_case(20, 40, 8, 5, dtype=torch.float32)
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    walker_weight, visit_weight = (torch.tensor(weight, requires_grad=True) for weight in weights)
+    loss = fastassoc.walker_visit_loss(a, b, case.labels, walker_weight=walker_weight, visit_weight=visit_weight)
+    for x in torch.autograd.grad(loss * value, (a, b)):
+        assert not x.isfinite().any()
+
+
 def test_a_large_upstream_gradient() -> None:
     """Loss scaling by 1e10, where the intermediate terms of unshifted exponentials would be 1e29 without it."""
     a = torch.tensor([[-18.0, -60.0], [-17.0, 68.5]], requires_grad=True)

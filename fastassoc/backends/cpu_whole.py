@@ -131,21 +131,19 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | N
 
 
 def gradients(
-    inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    inputs: Inputs, saved: Saved, upstream_walker: float | None, upstream_visit: float | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
     blocks: ClassBlocks = inputs.labels
     x, v, a, *kept = saved
-    # Read as numbers, the upstream gradients are factors that a product takes along (compiled autograd, which traces a
-    # backward pass, has a graph break here).
     g = h = None
     walker_factor = visit_factor = 0.0
-    if grad_walker is not None:
+    if upstream_walker is not None:
         assert x is not None
-        g, walker_factor = blocks.minus_target / x, grad_walker.item()
-    if grad_visit is not None:
+        g, walker_factor = blocks.minus_target / x, upstream_walker
+    if upstream_visit is not None:
         assert v is not None
-        h, visit_factor = v.reciprocal(), -grad_visit.item() / (blocks.rows * inputs.b.shape[0])
+        h, visit_factor = v.reciprocal(), -upstream_visit / (blocks.rows * inputs.b.shape[0])
     # The plain form keeps two tensors, the merged one four; either may come back with more None.
     merged = len(kept) > 2 and kept[2] is not None
     ds = (_merged_gradient if merged else _plain_gradient)(blocks, kept, _Upstream(g, walker_factor, h, visit_factor))
