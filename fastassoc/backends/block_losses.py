@@ -96,6 +96,7 @@ def make_problem(inputs: Inputs) -> Problem:
         walker=inputs.walker,
         visit=inputs.visit,
         dtype=inputs.dtype,
+        differences=inputs.differences,
     )
 
 

@@ -69,6 +69,10 @@ def _native(dtype: torch.dtype, scores: int) -> cpu_machine.Machine | None:
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.Backend`."""
+    if inputs.differences:
+        # Tiles alone know them. The derivative is that of the product, so what they save says the rest.
+        inputs = inputs._replace(labels=inputs.labels.blocks())
+        return block_losses.losses(cpu_blocked, inputs, needs_gradient, statistics)
     own = _native(inputs.dtype, inputs.labels.rows * inputs.b.shape[0])
     if own is not None and cpu_native.takes(inputs):
         native = cpu_native.losses(own, inputs, needs_gradient, statistics)
