@@ -104,7 +104,7 @@ def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fresh memory holds NaN, so that an entry nobody wrote shows."""
-    monkeypatch.setattr(cpu_memory, "_free", [])
+    monkeypatch.setattr(cpu_memory, "_free", {})
     fill = torch.utils.deterministic.fill_uninitialized_memory
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.utils.deterministic.fill_uninitialized_memory = True

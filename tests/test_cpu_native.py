@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 import sys
 
@@ -252,6 +253,27 @@ def test_long_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_as_exact_as(mine, evaluate(eager.walker_visit_loss, case), exact, case)
 
 
+@pytest.mark.parametrize("path", ["native", "native narrow"])
+def test_sums_over_many_equal_rows_are_exact(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    take_native(monkeypatch, path)
+    used = spy_on_gradients(monkeypatch)
+    rows, columns, eps = 16_000, 16, 1e-8
+    a, b = torch.full((rows, 2), 0.1, requires_grad=True), torch.zeros(columns, 2)
+    b[:, 0] = torch.linspace(0.0, 30.0, columns)
+    labels = torch.arange(rows) % 2000
+    losses = [
+        fastassoc.walker_visit_loss(a, b, labels, walker_weight=walker, visit_weight=1.0 - walker, eps=eps)
+        for walker in (1.0, 0.0)
+    ]
+    losses[0].backward()
+    assert used
+    walks = (a[:1].detach().double() @ b.double().T).softmax(1)
+    walker = -math.log((1.0 / rows + eps) / (1.0 + rows * eps))
+    visit = -float(((walks + eps) / (1.0 + columns * eps)).log().mean())
+    for loss, exact in zip(losses, (walker, visit), strict=True):
+        assert loss.item() == pytest.approx(exact, rel=2 * torch.finfo(torch.float32).eps)
+
+
 def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """No page faults in a training: the large memory of a step is that of the step before."""
     take_native(monkeypatch)
@@ -294,6 +316,89 @@ print(cpu_machine.machine(), fastassoc.walker_visit_loss(a, b, torch.arange(100)
     assert done.stdout.split() == ["None", "True"]
 
 
+def run_alone(script: str) -> list[str]:
+    """The words that a process of its own prints: code is compiled once in a process."""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+
+
+COUNTED = """
+import errno, mmap, os, threading, time
+import triton._C.libtriton as t
+from fastassoc.backends import cpu_machine
+compilations = []
+def counted(*arguments, compile=t.llvm.translate_to_asm):
+    compilations.append(1)
+    return compile(*arguments)
+t.llvm.translate_to_asm = counted
+"""
+
+
+def test_threads_compile_once() -> None:
+    script = """
+found = []
+threads = [threading.Thread(target=lambda: found.append(cpu_machine.machine())) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(compilations), len(found), len(set(map(id, found))), None in found)
+"""
+    assert run_alone(COUNTED + script) == ["1", "8", "1", "False"]
+
+
+@pytest.mark.parametrize("error", ["OSError(errno.ENOMEM, 'no memory')", "MemoryError()"])
+def test_short_memory_is_asked_for_again(error: str) -> None:
+    script = f"""
+def short(*arguments, map=mmap.mmap, **options):
+    mmap.mmap = map
+    raise {error}
+mmap.mmap = short
+print(cpu_machine.machine() is None, cpu_machine.machine() is None, len(compilations))
+"""
+    assert run_alone(COUNTED + script) == ["True", "False", "1"]
+
+
+def test_an_interrupted_compilation_starts_again() -> None:
+    script = """
+def interrupted(*arguments, compile=t.llvm.translate_to_asm):
+    t.llvm.translate_to_asm = compile
+    raise KeyboardInterrupt
+t.llvm.translate_to_asm = interrupted
+try:
+    cpu_machine.machine()
+except KeyboardInterrupt:
+    print("interrupted")
+print(cpu_machine.machine() is None)
+"""
+    assert run_alone(COUNTED + script) == ["interrupted", "False"]
+
+
+def test_a_fork_during_the_compilation_compiles_for_itself() -> None:
+    script = """
+begun, done = threading.Event(), threading.Event()
+def slow(wide):
+    begun.set()
+    done.wait()
+compile_machine, cpu_machine.compile_machine = cpu_machine.compile_machine, slow
+thread = threading.Thread(target=cpu_machine.machine)
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    cpu_machine.compile_machine = compile_machine
+    os._exit(7 if cpu_machine.machine() is not None else 1)
+deadline = time.monotonic() + 60
+while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+    time.sleep(0.05)
+if not ended[0]:
+    os.kill(child, 9)
+done.set()
+print(os.waitstatus_to_exitcode(ended[1]))
+"""
+    assert run_alone(COUNTED + script) == ["7"]
+
+
 def test_a_relocation_that_is_not_known_is_refused() -> None:
     from fastassoc.kernels.cpu import machine_code
 
@@ -303,4 +408,4 @@ declare void @elsewhere()
 define void @here() { call void @elsewhere() ret void }
 """
     with pytest.raises(RuntimeError, match=r"relocation .* refers to elsewhere"):
-        machine_code.compile_module(calls_another, "x86-64-v3")
+        machine_code.Library(machine_code.compile_module(calls_another, "x86-64-v3"))

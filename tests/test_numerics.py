@@ -59,6 +59,41 @@ def test_float32_is_as_exact_as_eager_with_few_rows(monkeypatch: pytest.MonkeyPa
         assert relative_error(x, true) <= 2 * relative_error(y, true) + FLOAT32_BAND, name
 
 
+# Equal rows: sums whose terms are all the same, where adding one after another always rounds the same way.
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+@pytest.mark.parametrize(("n", "m"), [(255, 9), (1000, 1), (1, 1000), (600, 20), (1, 1)])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["walker", "visit"])
+def test_the_loss_of_equal_rows_is_as_exact_as_eager(
+    similarity: str, n: int, m: int, weights: tuple[float, float]
+) -> None:
+    a, b = torch.full((n, 2), 0.1), torch.zeros(m, 2)
+    b[:, 0] = torch.linspace(0.0, 30.0 if similarity == "dot" else 3.0, m)
+    labels = torch.zeros(n, dtype=torch.int64)
+    options: dict[str, Any] = {"walker_weight": weights[0], "visit_weight": weights[1], "similarity": similarity}
+    exact = float(reference.walker_visit_loss(a.double(), b.double(), labels, **options))
+    eager = float(reference.walker_visit_loss(a, b, labels, **options))
+    mine = float(fastassoc.walker_visit_loss(a, b, labels, **options))
+    # A probability near one is rounded to an eps of itself, whatever its logarithm.
+    assert abs(mine - exact) <= 2 * abs(eager - exact) + 3 * torch.finfo(torch.float32).eps * max(1.0, abs(exact))
+
+
+# Between walks that are nearly all the same, each gradient is a small difference of sums of nearly equal terms.
+@pytest.mark.parametrize(("n", "m"), [(10, 100_000), (1000, 300)])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["walker", "visit"])
+def test_gradients_by_sums_of_nearly_equal_terms(
+    monkeypatch: pytest.MonkeyPatch, n: int, m: int, weights: tuple[float, float]
+) -> None:
+    # As above: not the library's softmax over so many columns.
+    monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 2**19)
+    case = make_case(n, m, 4, 4, scale=0.01, dtype=torch.float32)
+    case.a[:, 0] += 1.0
+    case.b[:, 0] += 1.0
+    options = {"walker_weight": weights[0], "visit_weight": weights[1]}
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    eager = evaluate(benchmarks.eager.walker_visit_loss, case, **options)
+    assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case, **options), eager, exact, case)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 def test_low_precision_is_float32_arithmetic_on_rounded_inputs(dtype: torch.dtype, scale: float) -> None:
@@ -222,6 +257,34 @@ def test_scores_whose_exponentials_leave_float32(score: float) -> None:
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     eager = evaluate(benchmarks.eager.walker_visit_loss, case)
     assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
+
+
+# Factors of a loss, of which gradients are multiples: what is made of them on the way may neither under- nor overflow.
+@pytest.mark.parametrize("factor", [1e-35, 1e-30, 1e-25, 1e-12, 1e12, 1e20])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1e-10), (1e-10, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_upstream_gradients_are_factors(factor: float, weights: tuple[float, float], dtype: torch.dtype) -> None:
+    case = make_case(60, 100, 8, 5, scale=0.7, dtype=dtype)
+    walker_weight, visit_weight = weights
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, b, case.labels, walker_weight=walker_weight, visit_weight=visit_weight)
+    plain = torch.autograd.grad(loss, (a, b), retain_graph=True)
+    scaled = torch.autograd.grad(loss, (a, b), torch.full_like(loss, factor))
+    for x, y in zip(scaled, plain, strict=True):
+        # Gradients are float32 until they are stored, and the factor itself is rounded as the loss is.
+        rounding = torch.finfo(dtype).eps + 4 * torch.finfo(loss.dtype).eps
+        assert relative_error(x.double() / factor, y.double()) <= rounding
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("weights", [(1.0, 1e-30), (1e-30, 1.0)])
+def test_upstream_gradients_that_are_not_finite(value: float, weights: tuple[float, float]) -> None:
+    case = make_case(20, 40, 8, 5, dtype=torch.float32)
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    walker_weight, visit_weight = (torch.tensor(weight, requires_grad=True) for weight in weights)
+    loss = fastassoc.walker_visit_loss(a, b, case.labels, walker_weight=walker_weight, visit_weight=visit_weight)
+    for x in torch.autograd.grad(loss * value, (a, b)):
+        assert not x.isfinite().any()
 
 
 def test_a_large_upstream_gradient() -> None:

@@ -79,6 +79,10 @@ class Problem(NamedTuple):
     """Whether the visits are wanted."""
     dtype: torch.dtype
     """Accumulation dtype: float64 for float64, else float32."""
+    differences: bool = False
+    """Whether scores are computed as ``-scale / 2 |a_i - b_j|^2`` from differences of the embeddings. It is the same
+    number, biases being ``-scale / 2 |a_i|^2`` and ``-scale / 2 |b_j|^2``, but exact for neighbours far from the
+    origin, where the products lose their digits."""
 
 
 class Walks(NamedTuple):

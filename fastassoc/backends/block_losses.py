@@ -20,9 +20,6 @@ from fastassoc.backends import (
 )
 from fastassoc.classes import ClassBlocks
 
-_DOT = 2**16
-"""Up to so many terms a dot product sums as exactly as a sum does, in fewer operations."""
-
 
 def losses(passes: Passes, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """The passes, then logarithms of the round trips and of the visits, weighted and summed."""
@@ -41,22 +38,28 @@ def losses(passes: Passes, inputs: Inputs, needs_gradient: bool, statistics: boo
 
 
 def gradients(
-    passes: Passes, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    passes: Passes,
+    inputs: Inputs,
+    saved: Saved,
+    upstream_walker: float | None,
+    upstream_visit: float | None,
+    needs: Needs,
 ) -> Gradients:
     """The losses differentiated by round trips and visits, then the passes."""
     blocks, eps = inputs.labels, inputs.eps
     p_aba, visit_probability, *saved_by_passes = saved
-    g = h = None
-    if grad_walker is not None:
+    g = h = grad_visit = None
+    if upstream_walker is not None:
         assert p_aba is not None
         denominator = p_aba + eps
         if eps == 0.0:
             # Off-class pairs are 0 / tiny, not 0 / 0.
             denominator.clamp_min_(torch.finfo(p_aba.dtype).tiny)
-        g = torch.div(blocks.minus_target, denominator, out=denominator).mul_(grad_walker)
-    if grad_visit is not None:
+        g = torch.div(blocks.minus_target, denominator, out=denominator).mul_(upstream_walker)
+    if upstream_visit is not None:
         assert visit_probability is not None
-        h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0]).mul_(grad_visit)
+        h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0]).mul_(upstream_visit)
+        grad_visit = torch.scalar_tensor(upstream_visit, dtype=inputs.dtype, device=h.device)
     da, db, dbias_a, dbias_b = passes.gradients(
         make_problem(inputs), tuple(saved_by_passes), LossGradient(p_aba, g, h, grad_visit), needs
     )
@@ -74,10 +77,9 @@ def weighted_log(x: Tensor, weights: Tensor, eps: float, out: Tensor | None = No
 
     Where ``eps`` is 0, the logarithm of an off-class round trip may be -inf, and 0 times that must stay 0.
     """
-    if eps == 0.0:
-        return torch.xlogy(weights, x).sum()
-    x = torch.log(x, out=out)
-    return torch.dot(x, weights) if x.shape[0] <= _DOT else x.mul_(weights).sum()
+    terms = torch.xlogy(weights, x) if eps == 0.0 else torch.log(x, out=out).mul_(weights)
+    # Not a dot product, which adds one term after another: of 2^16 equal ones it loses eight bits.
+    return terms.sum()
 
 
 def make_problem(inputs: Inputs) -> Problem:
@@ -94,6 +96,7 @@ def make_problem(inputs: Inputs) -> Problem:
         walker=inputs.walker,
         visit=inputs.visit,
         dtype=inputs.dtype,
+        differences=inputs.differences,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,10 @@ _NATIVE_SCORES = 2**12
 """From so many scores on machine code is quicker than operations."""
 _MAX_SAVED = 11
 """Tensors that any other form saves for its gradients, at most."""
+
+_UPSTREAM = 2.0**20
+"""Beyond it, and below its inverse, upstream gradients are brought near 1 first: what is made of them, in float32, is
+then far from its limits."""
 
 _latest: tuple[tuple[bytes, torch.dtype, int], Labels] | None = None
 
@@ -63,6 +69,10 @@ def _native(dtype: torch.dtype, scores: int) -> cpu_machine.Machine | None:
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.Backend`."""
+    if inputs.differences:
+        # Tiles alone know them. The derivative is that of the product, so what they save says the rest.
+        inputs = inputs._replace(labels=inputs.labels.blocks())
+        return block_losses.losses(cpu_blocked, inputs, needs_gradient, statistics)
     own = _native(inputs.dtype, inputs.labels.rows * inputs.b.shape[0])
     if own is not None and cpu_native.takes(inputs):
         native = cpu_native.losses(own, inputs, needs_gradient, statistics)
@@ -81,15 +91,39 @@ def gradients(
     inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
+    # Read as numbers, the upstream gradients are factors that a product takes along (compiled autograd, which traces a
+    # backward pass, has a graph break here).
+    walker, visit = (None if x is None else float(x.item()) for x in (grad_walker, grad_visit))
+    factor = _common_factor(walker or 0.0, visit or 0.0)
+    if factor == 1.0:
+        return _gradients(inputs, saved, walker, visit, needs)
+    # A loss scaled far up or down: its gradient is linear, and rounded to low precision after the factor, not before.
+    in_full = inputs._replace(b=inputs.b.to(inputs.dtype))
+    walker, visit = (None if x is None else x / factor for x in (walker, visit))
+    found = _gradients(in_full, saved, walker, visit, needs)
+    return Gradients(*(None if x is None else x.mul_(factor) for x in found))
+
+
+def _common_factor(walker: float, visit: float) -> float:
+    """A power of two: 1, unless the larger upstream gradient is very large or very small."""
+    largest = max(abs(walker), abs(visit))
+    if 0.0 < largest < 1.0 / _UPSTREAM or _UPSTREAM < largest < math.inf:
+        return math.ldexp(1.0, math.frexp(largest)[1] - 1)
+    return 1.0
+
+
+def _gradients(
+    inputs: Inputs, saved: Saved, upstream_walker: float | None, upstream_visit: float | None, needs: Needs
+) -> Gradients:
     if len(saved) == cpu_native.SAVED and saved[-1] is not None:
         own = cpu_machine.machine()
         assert own is not None
-        return cpu_native.gradients(own, inputs, saved, grad_walker, grad_visit, needs)
+        return cpu_native.gradients(own, inputs, saved, upstream_walker, upstream_visit, needs)
     inputs = inputs._replace(labels=inputs.labels.blocks())
     # Tiles save more tensors than whole, and their last but two is never None.
     if len(saved) < _MAX_SAVED or saved[_MAX_SAVED - 3] is None:
-        return cpu_whole.gradients(inputs, saved, grad_walker, grad_visit, needs)
-    return block_losses.gradients(cpu_blocked, inputs, saved[:_MAX_SAVED], grad_walker, grad_visit, needs)
+        return cpu_whole.gradients(inputs, saved, upstream_walker, upstream_visit, needs)
+    return block_losses.gradients(cpu_blocked, inputs, saved[:_MAX_SAVED], upstream_walker, upstream_visit, needs)
 
 
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:

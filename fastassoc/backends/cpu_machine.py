@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
+import errno
 import importlib.util
+import os
 import platform
 import struct
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +36,39 @@ class Machine(NamedTuple):
     """Kept alive."""
 
 
-@functools.cache
+_found: tuple[Machine | None] | None = None
+"""What `machine` gives, once that is known."""
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: another thread of the parent may hold it, and will not release it there."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def machine() -> Machine | None:
     """Compiled for this processor at the first call, in about a second; None where that is not possible.
 
-    It takes Linux on x86-64 with AVX2 or AVX-512, the LLVM inside Triton, and a torch with GNU OpenMP.
+    It takes Linux on x86-64 with AVX2 or AVX-512, the LLVM inside Triton, and a torch with GNU OpenMP. Where memory is
+    short, a later call tries again. Threads that call meanwhile wait for the first.
     """
+    global _found
+    if _found is None:
+        with _lock:
+            if _found is None:
+                try:
+                    _found = (_compile_for_processor(),)
+                except MemoryError:
+                    return None
+    return _found[0]
+
+
+def _compile_for_processor() -> Machine | None:
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.system() != "Linux" or platform.machine() != "x86_64" or capability not in ("AVX512", "AVX2"):
         return None
@@ -49,7 +78,7 @@ def machine() -> Machine | None:
 
 
 def compile_machine(wide: bool) -> Machine | None:
-    """Machine code for AVX-512, or for AVX2, on a system that can run it."""
+    """Machine code for AVX-512, or for AVX2, on a system that can run it; MemoryError where memory is short."""
     libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     if not libraries:
         return None
@@ -58,7 +87,9 @@ def compile_machine(wide: bool) -> Machine | None:
 
         code, shape = compile_kernels(wide)
         openmp = ctypes.CDLL(str(libraries[0]))
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError, struct.error):
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError, struct.error) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
         # Another Triton's LLVM, or a system that executes nothing from memory that was written.
         return None
     parallel = openmp.GOMP_parallel

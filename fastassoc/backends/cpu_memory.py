@@ -8,7 +8,6 @@ reference goes, be it at the end of a pass or when autograd frees what it saved.
 from __future__ import annotations
 
 import math
-import threading
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ _SMALLEST_BYTES = 64 * 2**10
 _FREE_BYTES = 288 * 2**20
 """What is kept for later calls, at most: the largest matrix that lives from forward to backward, and some tiles."""
 
-_free: list[np.ndarray] = []
-_lock = threading.Lock()
+_free: dict[int, np.ndarray] = {}
+"""By `id`, the one given back first at the front. Every access is a single operation on the dictionary, which no other
+thread, fork, garbage collection or interrupt divides: there is no lock that could be left held."""
 
 
 def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -47,27 +47,31 @@ class _Loan(np.ndarray):
             _give_back(self.buffer)
 
 
-# A loan may end anywhere, even while this thread holds the lock (the garbage collector runs when it likes) or a forked
-# child inherits it held. Neither function therefore waits: a missed buffer is only fresh memory later.
+# A loan may end anywhere, even between two lines of these functions (the garbage collector runs when it likes). What
+# one of them has seen may be gone by the time it takes it, which `pop` tells. An interrupt loses a buffer at worst,
+# which is only fresh memory later.
 
 
 def _take(size: int) -> np.ndarray | None:
     """The smallest free buffer that holds ``size`` bytes without wasting more than as many again."""
-    if not _lock.acquire(blocking=False):
-        return None
-    try:
-        fitting = [(buffer.nbytes, index) for index, buffer in enumerate(_free) if size <= buffer.nbytes <= 2 * size]
-        return _free.pop(min(fitting)[1]) if fitting else None
-    finally:
-        _lock.release()
+    fitting = [buffer for buffer in _seen() if size <= buffer.nbytes <= 2 * size]
+    for buffer in sorted(fitting, key=lambda fit: fit.nbytes):
+        if _free.pop(id(buffer), None) is not None:
+            return buffer
+    return None
 
 
 def _give_back(buffer: np.ndarray) -> None:
-    if not _lock.acquire(blocking=False):
-        return
-    try:
-        _free.append(buffer)
-        while sum(kept.nbytes for kept in _free) > _FREE_BYTES:
-            del _free[0]
-    finally:
-        _lock.release()
+    _free[id(buffer)] = buffer
+    seen = _seen()
+    excess = sum(free.nbytes for free in seen) - _FREE_BYTES
+    for oldest in seen:
+        if excess <= 0:
+            break
+        _free.pop(id(oldest), None)
+        excess -= oldest.nbytes
+
+
+def _seen() -> list[np.ndarray]:
+    # Not a list of values: where it grows, a collection may set in and end a loan.
+    return [buffer for key in list(_free) if (buffer := _free.get(key)) is not None]

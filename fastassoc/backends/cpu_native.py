@@ -27,9 +27,7 @@ _CHECKED_SCORES = 2**16
 """From so many scores on the first tile is looked at before work goes on."""
 _PAIR_RANGE = 2.0**80
 """``f_i u_k`` is not below its inverse: ``K_ik``, that times ``G_ik``, has to stay a normal number for upstream
-gradients within `_UPSTREAM`. It is not above `RANGE` either, for ``G_ik`` may be large."""
-_UPSTREAM = 2.0**20
-"""Beyond it, and below its inverse, upstream gradients are brought to 1 first."""
+gradients within `_UPSTREAM` of `fastassoc.backends.cpu`. It is not above `RANGE` either, for ``G_ik`` may be large."""
 _LOWEST_EXPONENT = -86.0
 """That of `fastassoc.kernels.cpu.passes`."""
 _UNDERFLOW = torch.finfo(torch.float32).eps / math.exp(_LOWEST_EXPONENT)
@@ -145,7 +143,12 @@ def _forward(walk: Walk, needs_gradient: bool, statistics: bool, shifted: bool) 
 
 
 def gradients(
-    own: Machine, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    own: Machine,
+    inputs: Inputs,
+    saved: Saved,
+    upstream_walker: float | None,
+    upstream_visit: float | None,
+    needs: Needs,
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
     walk = Walk(own, inputs, True, saved[-1])
@@ -165,15 +168,7 @@ def gradients(
         db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if converts else own_db.view(-1, depth)
     dbias_a = torch.zeros(rows, dtype=torch.float32, device=_CPU) if needs[2] else None
     dbias_b = cpu_walk.floats(columns) if needs[3] else None
-    upstream_walker = 0.0 if grad_walker is None else grad_walker.item()
-    upstream_visit = 0.0 if grad_visit is None else grad_visit.item()
-    # A loss scaled far up or down: its gradient is linear.
-    largest = max(abs(upstream_walker), abs(upstream_visit))
-    factor = 1.0
-    if 0.0 < largest < 1.0 / _UPSTREAM or _UPSTREAM < largest < math.inf:
-        factor = largest
-        upstream_walker /= factor
-        upstream_visit /= factor
+    upstream_walker, upstream_visit = upstream_walker or 0.0, upstream_visit or 0.0
     f, u, eps = at(sizes.f), at(sizes.u), double(inputs.eps)
     program.add(
         "kernels", rows, layout.classes, layout.number, at(sizes.trips), f, u, kernels, trips_at, eps,
@@ -209,7 +204,7 @@ def gradients(
             walk.run_if_converted()
         if converts and own_db is not None and db is not None:
             program.run()
-            db[start : start + count] = own_db[: count * depth].view(count, depth).mul_(factor)
+            db[start : start + count] = own_db[: count * depth].view(count, depth)
         if dbias_a is not None or dbias_b is not None:
             program.run()
             tile_ds = ds[: count * row].view(count, row)[:, :rows]
@@ -229,10 +224,6 @@ def gradients(
         dbias_a = dbias_a.new_zeros(total).index_copy_(0, order, dbias_a)
     if da is not None and inputs.scale != 1.0:
         da *= inputs.scale
-    if factor != 1.0:
-        for x in (da, None if converts else db, dbias_a, dbias_b):
-            if x is not None:
-                x *= factor
     return Gradients(da, db, dbias_a, dbias_b)
 
 

@@ -95,8 +95,9 @@ class Scores:
 
     def __init__(self, problem: Problem, tiling: Tiling) -> None:
         self.problem = problem
-        a = problem.a.to(problem.dtype)
-        self.a = a if problem.scale == 1.0 else a * problem.scale
+        self._a = problem.a.to(problem.dtype)
+        self.a = self._a if problem.scale == 1.0 else self._a * problem.scale
+        """Its product with ``b`` is the scores but for the biases."""
         self._b_tiles: tuple[Tensor, ...] = problem.b.split(tiling.width)
 
     def b_tile(self, tile: Tile) -> Tensor:
@@ -105,6 +106,9 @@ class Scores:
 
     def raw(self, tile: Tile, out: Tensor) -> Tensor:
         """``s`` of the tile."""
+        if self.problem.differences:
+            distance = torch.cdist(self._a, self.b_tile(tile), compute_mode="donot_use_mm_for_euclid_dist")
+            return torch.mul(distance.square_(), -0.5 * self.problem.scale, out=out)
         torch.mm(self.a, self.b_tile(tile).t(), out=out)
         if self.problem.bias_a is not None:
             out += self.problem.bias_a.unsqueeze(1)

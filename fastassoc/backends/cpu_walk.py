@@ -45,7 +45,7 @@ _DEPTH, _PACKED_ROWS = 128, 96
 """What it packs at least: ``DEPTH_STEP`` of `fastassoc.kernels.cpu.products`, ``PACKED_ROWS`` of `...cpu.backward`."""
 RANGE = 2.0**60
 """Sums of exponentials lie between this and its inverse: what is made of them in the backward pass, and of upstream
-gradients within `_UPSTREAM` of `fastassoc.backends.cpu_native`, is then far from the limits of float32."""
+gradients within `_UPSTREAM` of `fastassoc.backends.cpu`, is then far from the limits of float32."""
 
 
 class Sizes(NamedTuple):

@@ -1,7 +1,7 @@
 """Small batches on the CPU: matrices whole, in as few operations as possible.
 
 A batch of 100 x 100 is bound by the launch of operations, not by arithmetic or memory, so they are few, and of those
-that do the same the quicker: a dot product for a mean, an upstream gradient as a factor of a matrix product. For
+that do the same the quicker: a sum and a factor for a mean, an upstream gradient as a factor of a matrix product. For
 ``x = p_aba + eps``, ``v = visit + eps``, the target of eq 7 over N, and the upstream gradients w and u:
 
     walker = log(1 + N eps) - target . log x         G = dL/dp_aba = -w target / x
@@ -65,10 +65,8 @@ class _Constants(NamedTuple):
     """log(1 + N eps)."""
     visit: Tensor
     """log(1 + M eps)."""
-    row_weights: Tensor
-    """[N], each 1 / N."""
-    column_weights: Tensor
-    """[M], each -1 / M."""
+    row_weight: Tensor
+    """1 / N."""
 
 
 class _Upstream(NamedTuple):
@@ -91,9 +89,8 @@ def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
     key, latest = (n, m, eps, dtype), _latest
     if latest is not None and latest[0] == key:
         return latest[1]
-    scalars = [torch.tensor(x, dtype=dtype, device="cpu") for x in (eps, math.log1p(n * eps), math.log1p(m * eps))]
-    weights = [torch.full((size,), x / size, dtype=dtype, device="cpu") for size, x in ((n, 1.0), (m, -1.0))]
-    constants = _Constants(*scalars, *weights)
+    numbers = eps, math.log1p(n * eps), math.log1p(m * eps), 1.0 / n
+    constants = _Constants(*(torch.tensor(x, dtype=dtype, device="cpu") for x in numbers))
     if type(constants.eps) is Tensor:
         # Not a fake one, of which later calls could make nothing.
         _latest = key, constants
@@ -118,7 +115,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | N
     visit = v = None
     if visit_probability is not None:
         v = visit_probability.add_(constants.eps) if in_place else visit_probability + constants.eps
-        visit = weighted_log(v, constants.column_weights, eps).add_(constants.visit)
+        visit = torch.add(constants.visit, torch.log(v).sum(), alpha=-1.0 / columns)
     if needs_gradient and eps == 0.0:
         # Off-class pairs are then 0 / tiny in the gradient, not 0 / 0.
         for denominator in (x, v):
@@ -134,21 +131,19 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses | N
 
 
 def gradients(
-    inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    inputs: Inputs, saved: Saved, upstream_walker: float | None, upstream_visit: float | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
     blocks: ClassBlocks = inputs.labels
     x, v, a, *kept = saved
-    # Read as numbers, the upstream gradients are factors that a product takes along (compiled autograd, which traces a
-    # backward pass, has a graph break here).
     g = h = None
     walker_factor = visit_factor = 0.0
-    if grad_walker is not None:
+    if upstream_walker is not None:
         assert x is not None
-        g, walker_factor = blocks.minus_target / x, grad_walker.item()
-    if grad_visit is not None:
+        g, walker_factor = blocks.minus_target / x, upstream_walker
+    if upstream_visit is not None:
         assert v is not None
-        h, visit_factor = v.reciprocal(), -grad_visit.item() / (blocks.rows * inputs.b.shape[0])
+        h, visit_factor = v.reciprocal(), -upstream_visit / (blocks.rows * inputs.b.shape[0])
     # The plain form keeps two tensors, the merged one four; either may come back with more None.
     merged = len(kept) > 2 and kept[2] is not None
     ds = (_merged_gradient if merged else _plain_gradient)(blocks, kept, _Upstream(g, walker_factor, h, visit_factor))
@@ -168,7 +163,8 @@ def _plain_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) ->
     """Saved are ``p_ab`` and ``q``."""
     s = _scores(inputs, a, b)
     p_ab, q = torch.softmax(s, 1), torch.softmax(s, 0)
-    visit = torch.mv(p_ab.t(), constants.row_weights) if inputs.visit else None
+    # Not a product with a vector of weights, which adds one term after another.
+    visit = p_ab.sum(0).mul_(constants.row_weight) if inputs.visit else None
     return _products(inputs.labels, p_ab, q), visit, (p_ab, q)
 
 
@@ -211,7 +207,10 @@ def _merged_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) -
             return None
     f.reciprocal_()
     y.sqrt_()
-    visit = torch.mv(t.t(), f * constants.row_weights) if inputs.visit else None
+    visit = None
+    if inputs.visit:
+        weights = torch.mul(f, constants.row_weight).unsqueeze(1)
+        visit = torch.mul(t, weights, out=_memory(t.shape, t.dtype)).sum(0)
     t /= y
     trips = SymmetricTrips(blocks, t.shape[1])
     trips.add(t)
@@ -231,7 +230,7 @@ def _merged_gradient(blocks: ClassBlocks, saved: list[Tensor | None], upstream: 
     rho = None
     if h is not None:
         h = torch.mul(h, y, out=h).mul_(visit_factor)
-        rho = torch.mv(t, h).mul_(f)
+        rho = torch.mul(t, h, out=_memory(t.shape, t.dtype)).sum(1).mul_(f)
     if g is not None:
         g.mul_(walker_factor)
         trips = blocks.row_sums(g * p_aba)

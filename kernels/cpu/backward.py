@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fastassoc.kernels.cpu.ir import Function, Value
 from fastassoc.kernels.cpu.layout import CLASS_NUMBERS
-from fastassoc.kernels.cpu.passes import Pass, as_doubles, for_groups, lanes_left
+from fastassoc.kernels.cpu.passes import Pass, as_doubles, for_groups, lanes_left, sums_over_rows
 from fastassoc.kernels.cpu.products import DEPTH_STEP, Shape
 from fastassoc.kernels.cpu.round_trips import minus_target
 
@@ -120,13 +120,15 @@ def brackets(shape: Shape) -> Function:
 
     def of_columns(j: Value, count: int) -> None:
         lines = [(function.address(t, row * (j + n)), function.address(ds, row * (j + n))) for n in range(count)]
-        with function.loop(0, rows, shape.lanes, [function.constant(shape.vector, 0.0)] * count) as loop:
-            loop.next = [
-                function.fma(*(function.load(shape.vector, x, loop.index) for x in pair), total)
-                for pair, total in zip(lines, loop.values, strict=True)
+
+        def products(i: Value, totals: list[Value]) -> list[Value]:
+            return [
+                function.fma(*(function.load(shape.vector, x, i) for x in pair), total)
+                for pair, total in zip(lines, totals, strict=True)
             ]
+
         factors = []
-        for n, total in enumerate(loop.values):
+        for n, total in enumerate(sums_over_rows(function, shape, rows, count, products)):
             kappa = function.sum(total) * function.load("float", v, j + n) * -0.5
             of_column = function.load("float", h, j + n), function.load("float", g, j + n) * -1.0, kappa
             factors.append([function.splat(shape.vector, x) for x in of_column])

@@ -26,6 +26,7 @@ from fastassoc.kernels.cpu.passes import (
     flushed,
     for_groups,
     lanes_left,
+    sums_over_rows,
     transpose,
     tree,
 )
@@ -109,12 +110,11 @@ def steps(shape: Shape, known: bool) -> Function:
             biases = [
                 function.splat(shape.vector, function.load("float", bias, biased * (j + n))) for n in range(count)
             ]
-            zero = function.constant(shape.vector, 0.0)
             factors = []
             if known:
                 factors = [function.splat(shape.vector, function.load("float", y, j + n)) for n in range(count)]
-            with function.loop(0, rows, shape.lanes, [] if known else [zero] * count) as loop:
-                i = loop.index
+
+            def of_rows(i: Value, totals: list[Value]) -> list[Value]:
                 shift = function.load(shape.vector, r, i)
                 e = [
                     exponential(function, shape, function.load(shape.vector, line, i) + x - shift)
@@ -124,14 +124,17 @@ def steps(shape: Shape, known: bool) -> Function:
                     e = [flushed(function, shape, x * factor) for x, factor in zip(e, factors, strict=True)]
                 for x, line in zip(e, lines, strict=True):
                     function.store(x, line, i)
-                if not known:
-                    add_doubles(function, shape, tree(e), own_sums, i)
-                    weight = function.load(shape.vector, u, i)
-                    loop.next = [function.fma(x, weight, total) for x, total in zip(e, loop.values, strict=True)]
+                if known:
+                    return []
+                add_doubles(function, shape, tree(e), own_sums, i)
+                weight = function.load(shape.vector, u, i)
+                return [function.fma(x, weight, total) for x, total in zip(e, totals, strict=True)]
+
+            column_sums = sums_over_rows(function, shape, rows, 0 if known else count, of_rows)
             if known:
                 return
             one = function.constant("float", 1.0)
-            for n, totals in enumerate(loop.values):
+            for n, totals in enumerate(column_sums):
                 total = function.sum(totals)
                 factor = function.binary("div", one, function.call("float", "llvm.sqrt.f32", total))
                 function.store(factor, y, j + n)
@@ -287,14 +290,16 @@ def visits(shape: Shape) -> Function:
     def of_columns(own_sums: Value) -> Callable[[Value, int], None]:
         def body(j: Value, count: int) -> None:
             lines = [function.address(t, row * (j + n)) for n in range(count)]
-            with function.loop(0, rows, shape.lanes, [function.constant(shape.vector, 0.0)] * count) as loop:
-                share = function.load(shape.vector, f, loop.index)
-                loop.next = [
-                    function.fma(function.load(shape.vector, line, loop.index), share, total)
-                    for line, total in zip(lines, loop.values, strict=True)
+
+            def shares(i: Value, totals: list[Value]) -> list[Value]:
+                share = function.load(shape.vector, f, i)
+                return [
+                    function.fma(function.load(shape.vector, line, i), share, total)
+                    for line, total in zip(lines, totals, strict=True)
                 ]
+
             gains = []
-            for n, total in enumerate(loop.values):
+            for n, total in enumerate(sums_over_rows(function, shape, rows, count, shares)):
                 gain = function.load("float", g, j + n)
                 probability = function.sum(total) * weight * gain
                 function.store(probability, visit, j + n)

@@ -33,7 +33,7 @@ class _Symbol(NamedTuple):
 
 
 class Library:
-    """Machine code in memory, and the addresses of its functions."""
+    """Machine code in memory, and the addresses of its functions; RuntimeError where it refers to what is not in it."""
 
     def __init__(self, elf: bytes) -> None:
         sections = _sections(elf)
@@ -90,9 +90,10 @@ def _sections(elf: bytes) -> list[_Section]:
     return [_Section(*struct.unpack_from("<IIQQQQIIQQ", elf, table + number * entry_size)) for number in range(count)]
 
 
-def compile_module(ir: str, processor: str) -> Library:
-    """Machine code for functions in LLVM IR; RuntimeError where it refers to what is not in it."""
+def compile_module(ir: str, processor: str) -> bytes:
+    """Functions in LLVM IR as an object file, for `Library`."""
     from triton._C.libtriton import llvm
 
     llvm.init_targets()
-    return Library(llvm.translate_to_asm(ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True))
+    elf: bytes = llvm.translate_to_asm(ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True)
+    return elf

@@ -16,6 +16,8 @@ _HIGHEST_EXPONENT = 88.8
 """Its exponential is inf here."""
 _GROUP = 4
 """Columns that a vector pass takes at once, for the vectors it reads for all of them."""
+_SUMMED = 512
+"""Rows whose terms are added one after another, a lane at a time; sums of such sums are more exact than one sum."""
 _HEAD = 3
 
 
@@ -164,6 +166,19 @@ def add_doubles(function: Function, shape: Shape, x: Value, sums: Value, index: 
     for part, wide in enumerate(as_doubles(function, shape, x)):
         at = index + part * (shape.lanes // 2)
         function.store(function.load(wide.type, sums, at, 8) + wide, sums, at, 8)
+
+
+def sums_over_rows(
+    function: Function, shape: Shape, rows: Value, count: int, body: Callable[[Value, list[Value]], list[Value]]
+) -> list[Value]:
+    """``count`` sums, lane by lane; ``body(index, totals)`` adds what is there at a vector of rows to its totals."""
+    zeros = [function.constant(shape.vector, 0.0)] * count
+    with function.loop(0, rows, _SUMMED, zeros) as outer:
+        end = function.minimum(outer.index + _SUMMED, rows)
+        with function.loop(outer.index, end, shape.lanes, zeros) as inner:
+            inner.next = body(inner.index, inner.values)
+        outer.next = [total + x for total, x in zip(outer.values, inner.values, strict=True)]
+    return outer.values
 
 
 def for_groups(function: Function, first: Value, last: Value, body: Callable[[Value, int], None]) -> None:
