@@ -130,7 +130,7 @@ def gradients(
             assert da is not None
             assert db is not None
             degree = sum((x * dx).sum(dtype=torch.float64) for x, dx in ((inputs.a, da), (inputs.b, db)))
-            dtemperature = degree / (-2.0 * temperature)
+            dtemperature = degree / temperature.double().mul(-2.0)
         root = _root(temperature, precision.dtype)
         return CallGradients(
             da * root if needs[0] and da is not None else None,

@@ -57,7 +57,7 @@ def test_pairs_without_clusters() -> None:
     assert_exact(Case(a, b, torch.arange(100) % 10))
 
 
-@pytest.mark.parametrize("spread", [1.0, 100.0, 1e4, 1e6])
+@pytest.mark.parametrize("spread", [1.0, 100.0, 1e4])
 def test_a_learned_temperature(spread: float) -> None:
     case = clusters(spread)
     gradients = []
@@ -114,7 +114,17 @@ def test_low_precision(dtype: torch.dtype) -> None:
 
 def test_inputs_carry_no_bias_for_products() -> None:
     call = Call(
-        choose_backend("cpu", torch.device("cpu")), torch.zeros(2), None, 0.5, False, 1e-8, True, True, False, True
+        choose_backend("cpu", torch.device("cpu")),
+        torch.zeros(2),
+        None,
+        0.5,
+        False,
+        1e-8,
+        True,
+        True,
+        False,
+        True,
+        "cpu",
     )
     x = computation._inputs(call, Precision(torch.float32, False), None, torch.eye(2), torch.eye(2), None)
     assert isinstance(x, Inputs)
