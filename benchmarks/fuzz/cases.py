@@ -44,6 +44,9 @@ DEPTHS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129
 # N M where another way begins: machine code, its first look, merged, plain, whole; or columns where sums are flushed.
 SCORES = (2**12, 2**12, 2**12, 2**16, 2**16, 2**17, 2**18)
 MANY_SCORES = 2**20
+SMALL_SCORES = 2**13
+ENTRIES = 2**19
+"""Of both embeddings, at most."""
 FLUSHED_COLUMNS = (2**13 - 1, 2**13, 2**13 + 1)
 DIFFERENCES = 4 * 10**6
 """N M D of Euclidean batches, at most: the oracle holds as many differences."""
@@ -158,7 +161,7 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
         sorted_labels=draw.random() < 0.4,
         deviation=_log_uniform(draw, low, high),
         poisoned=draw.random() < 0.4,
-        threads=2 if draw.random() < 0.2 else 1,
+        threads=2 if draw.random() < 0.06 else 1,
     )
 
 
@@ -170,24 +173,17 @@ def _sizes(draw: random.Random, way: str, similarity: str) -> tuple[int, int, in
         return n, draw.choice([size for size in SIZES if size <= 129 and n * size <= INTERPRETED_SCORES]), min(d, 65)
     least = 3 if way.startswith("native") and draw.random() < 0.9 else 1
     lot = draw.random()
-    if lot < 0.80:
-        limit = 2**13
-    elif lot < 0.97:
-        limit = draw.choice(SCORES)
+    if lot < 0.88:
+        n = draw.choice([size for size in SIZES if least <= size <= 257])
+        m = draw.choice([size for size in SIZES if n * size <= SMALL_SCORES and (size >= 16 or least == 1)])
+    elif lot < 0.89:
+        n, m = draw.choice((3, 4, 17)), draw.choice(FLUSHED_COLUMNS)
     else:
-        limit = MANY_SCORES
-    if similarity == "euclidean":
-        d = min(d, DIFFERENCES // limit)
-    if lot < 0.80:
-        n = draw.choice([size for size in SIZES if least <= size <= 513])
-        m = draw.choice([size for size in SIZES if n * size <= limit] or [1])
-        if least == 3 and m < 16:
-            n, m = max(least, min(n, 129)), draw.choice((16, 17, 31, 33, 63))
-        return n, m, d
-    if lot > 0.995:
-        return draw.choice((3, 4, 17)), draw.choice(FLUSHED_COLUMNS), min(d, 29)
-    n = draw.choice([size for size in SIZES if least <= size and size * size <= 16 * limit])
-    return n, max(1, -(-limit // n) + draw.choice((-1, 0, 0, 1))), d
+        limit = draw.choice(SCORES) if lot < 0.995 else MANY_SCORES
+        n = draw.choice([size for size in SIZES if least <= size and size * size <= 16 * limit])
+        m = max(1, -(-limit // n) + draw.choice((-1, 0, 0, 1)))
+    d = min(d, max(1, ENTRIES // (n + m)))
+    return n, m, max(1, min(d, DIFFERENCES // (n * m))) if similarity == "euclidean" else d
 
 
 def _weight(draw: random.Random, usual: float, other: float) -> Weight:
