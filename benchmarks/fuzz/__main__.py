@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None, loss: Loss = fastassoc.walker_visit
     warnings.filterwarnings("ignore", category=RuntimeWarning)
 
     if options.case is not None:
-        outcome = judge(cases.describe(*options.case, interpreted), loss)
+        seed, number = options.case
+        outcome = judge(cases.describe(seed, number, interpreted), loss)
         print(outcome.case)
         print(outcome.line if outcome.problems else f"error / allowed {outcome.ratio:.3g}")
         return int(bool(outcome.problems))

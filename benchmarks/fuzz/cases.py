@@ -50,6 +50,8 @@ ENTRIES = 2**19
 FLUSHED_COLUMNS = (2**13 - 1, 2**13, 2**13 + 1)
 DIFFERENCES = 4 * 10**6
 """N M D of Euclidean batches, at most: the oracle holds as many differences."""
+NARROW_COLUMNS = 1000
+"""Of batches in tiles of 16 columns, at most: each tile takes as many operations as a batch."""
 INTERPRETED_SCORES = 3000
 
 
@@ -161,7 +163,7 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
         sorted_labels=draw.random() < 0.4,
         deviation=_log_uniform(draw, low, high),
         poisoned=draw.random() < 0.4,
-        threads=2 if draw.random() < 0.06 else 1,
+        threads=2 if n * m <= SMALL_SCORES and draw.random() < 0.06 else 1,
     )
 
 
@@ -182,6 +184,8 @@ def _sizes(draw: random.Random, way: str, similarity: str) -> tuple[int, int, in
         limit = draw.choice(SCORES) if lot < 0.995 else MANY_SCORES
         n = draw.choice([size for size in SIZES if least <= size and size * size <= 16 * limit])
         m = max(1, -(-limit // n) + draw.choice((-1, 0, 0, 1)))
+    if way in ("small tiles", "plain tiles", "native tiles"):
+        m = min(m, NARROW_COLUMNS)
     d = min(d, max(1, ENTRIES // (n + m)))
     return n, m, max(1, min(d, DIFFERENCES // (n * m))) if similarity == "euclidean" else d
 

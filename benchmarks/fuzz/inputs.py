@@ -58,9 +58,12 @@ def make_inputs(case: Case) -> Inputs:
     if case.dtype == "float16":
         a, b = (x.clamp(-_GREATEST_FLOAT16, _GREATEST_FLOAT16) for x in (a, b))
     (a, memory_a), (b, memory_b) = _laid_out(a.to(dtype), case.layout_a), _laid_out(b.to(dtype), case.layout_b)
-    learned = [_number(x) for x in (case.temperature, case.walker_weight, case.visit_weight)]
-    memory = [memory_a, memory_b, labels, *(x.detach().reshape(1) for x in learned if isinstance(x, Tensor))]
-    return Inputs(a, b, labels, *learned, _ignore_index(case, labels, draw), tuple(memory))
+    numbers = temperature, walker_weight, visit_weight = tuple(
+        _number(x) for x in (case.temperature, case.walker_weight, case.visit_weight)
+    )
+    memory = [memory_a, memory_b, labels, *(x.detach().reshape(1) for x in numbers if isinstance(x, Tensor))]
+    ignored = _ignore_index(case, labels, draw)
+    return Inputs(a, b, labels, temperature, walker_weight, visit_weight, ignored, tuple(memory))
 
 
 def _number(weight: Weight) -> float | Tensor:
@@ -69,9 +72,7 @@ def _number(weight: Weight) -> float | Tensor:
     return torch.tensor(weight.value, dtype=getattr(torch, weight.learned), requires_grad=True)
 
 
-def _embeddings(
-    case: Case, draw: random.Random, generator: torch.Generator, classes: Tensor
-) -> tuple[Tensor, Tensor]:
+def _embeddings(case: Case, draw: random.Random, generator: torch.Generator, classes: Tensor) -> tuple[Tensor, Tensor]:
     """[N, D] and [M, D] in float64, before they are rounded."""
     n, m, d, kind = case.n, case.m, case.d, case.kind
     a, b = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (n, m))
@@ -98,10 +99,14 @@ def _embeddings(
         for x in (a, b):
             x[torch.rand(len(x), generator=generator) < draw.choice((0.0, 0.2, 0.7))] = 0.0
     elif kind == "magnitudes":
-        a, b = (x * 10.0 ** (6.0 * torch.rand(len(x), 1, generator=generator, dtype=torch.float64) - 4.0) for x in (a, b))
+        a, b = (
+            x * 10.0 ** (6.0 * torch.rand(len(x), 1, generator=generator, dtype=torch.float64) - 4.0) for x in (a, b)
+        )
     elif kind == "offset":
         # Scores of dot products move by it: of all rows, or of each by its own share.
-        share = torch.rand(n, generator=generator, dtype=torch.float64) if draw.random() < 0.5 else torch.ones(n).double()
+        share = (
+            torch.rand(n, generator=generator, dtype=torch.float64) if draw.random() < 0.5 else torch.ones(n).double()
+        )
         a[:, 0], b[:, 0] = share * case.deviation * temperature * draw.choice((1.0, -1.0)), 1.0
     return a, b
 
@@ -159,9 +164,11 @@ def _ignore_index(case: Case, labels: Tensor, draw: random.Random) -> int | None
     """None; a label that fits in int64 and leaves a row; or one that no row has, -1 where possible."""
     if case.ignored == "nothing":
         return None
-    values = {int(x) for x in labels.tolist()}
+    values: set[int] = {int(x) for x in labels.tolist()}
     if case.ignored == "some":
         fitting = sorted(x for x in values if -(2**63) <= x < 2**63)
         if len(values) > 1 and fitting:
-            return draw.choice(fitting)
-    return next(x for x in (-1, -100, *range(300)) if x not in values)
+            chosen: int = draw.choice(fitting)
+            return chosen
+    absent: int = next(x for x in (-1, -100, *range(300)) if x not in values)
+    return absent

@@ -39,7 +39,7 @@ class Truth(NamedTuple):
     finite_scores: bool
     """Whether similarities are finite in the dtype of accumulation."""
     underflows: bool
-    """Without ``eps``: whether a probability that a logarithm is taken of is too small for the dtype of accumulation."""
+    """Without ``eps``: whether a probability below a logarithm is too small for the dtype of accumulation."""
     largest: float
     """Of the entries of both embeddings and of what a gradient is multiplied by after the backend; at least 1."""
     normaliser: float
@@ -111,8 +111,7 @@ def _similarities(a: Tensor, b: Tensor, similarity: str, temperature: Tensor) ->
 
 
 def _unit_rows(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / norm.where(norm > 0.0, 1.0)
+    return x / _safe_norms(x)
 
 
 def _score_rounding(a: Tensor, b: Tensor, s: Tensor, case: Case) -> Tensor:
@@ -121,7 +120,7 @@ def _score_rounding(a: Tensor, b: Tensor, s: Tensor, case: Case) -> Tensor:
 
 
 def _score_terms(a: Tensor, b: Tensor, s: Tensor, case: Case) -> Tensor:
-    """``|s_ij| + sqrt(sum_k x_k^2)`` for a score that is the sum of the x; of squares of differences at most twice it."""
+    """``|s_ij| + sqrt(sum_k x_k^2)`` for a score that sums the x; for squared differences at most twice that score."""
     if case.similarity == "euclidean":
         return 2.0 * s.abs()
     if case.similarity == "cosine":
@@ -189,5 +188,6 @@ def _absolute_terms(
 
 
 def _safe_norms(x: Tensor) -> Tensor:
-    norm = x.norm(dim=1, keepdim=True)
-    return norm.where(norm > 0.0, 1.0)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    safe: Tensor = norm.where(norm > 0.0, 1.0)
+    return safe

@@ -116,9 +116,7 @@ def backend(way: str) -> str:
 def missing(way: str) -> str | None:
     """What the way needs and this machine, or the code as it is now, does not have; None where it can be taken."""
     for name in {**_CLEAN, **_POISONED, **_SET[way]}:
-        try:
-            _find(name)
-        except (ImportError, AttributeError):
+        if not _is_there(name):
             return f"{_BACKENDS}{name} is not there: adapt benchmarks/fuzz/ways.py"
     if way.startswith("native") and (cpu_machine.machine() is None or _narrow_machine() is None):
         return "machine code cannot run here"
@@ -128,7 +126,7 @@ def missing(way: str) -> str | None:
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fresh memory holds NaN, so that an entry nobody wrote shows."""
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic
     fill, deterministic = settings.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
     settings.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
@@ -178,6 +176,14 @@ def _setting(values: dict[str, Any]) -> Iterator[None]:
             stack.callback(setattr, owner, attribute, before)
             setattr(owner, attribute, value.make(before) if isinstance(value, _Replaced) else value)
         yield
+
+
+def _is_there(name: str) -> bool:
+    try:
+        _find(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def _find(name: str) -> tuple[Any, str]:
