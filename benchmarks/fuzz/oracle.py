@@ -160,7 +160,9 @@ def _absolute_terms(
     terms: dict[str, Tensor] = {}
     factors = [1.0, float(a.abs().max()), float(b.abs().max())]
     if case.similarity == "euclidean":
-        difference = (a[:, None, :] - b[None, :, :]).abs()
+        # Equal rows have no terms, but taken from a centre that is itself rounded they are off by a rounding.
+        sizes = a.abs()[:, None, :] + b.abs()[None, :, :]
+        difference = (a[:, None, :] - b[None, :, :]).abs() + limits.eps * sizes
         of_rows = 2.0 * torch.einsum("nm,nmd->nd", ds, difference)
         terms["db"] = 2.0 * torch.einsum("nm,nmd->md", ds, difference)
     elif case.similarity == "cosine":
