@@ -96,7 +96,7 @@ _SET: dict[str, dict[str, Any]] = {
 """What each way sets, by "module.name" of `fastassoc.backends`."""
 _CLEAN: dict[str, Any] = {"cpu._latest": None, "cpu_walk._sizes": _FRESH_CACHE}
 """What was remembered with other bounds, for every way."""
-_POISONED: dict[str, Any] = {"cpu_memory._free": _Replaced(lambda _: [])}
+_POISONED: dict[str, Any] = {"cpu_memory._free": _Replaced(lambda _: {})}
 """Memory that is used again would not be filled."""
 
 
