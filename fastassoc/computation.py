@@ -1,7 +1,7 @@
 """A call between the public function and a backend: its similarity in the form that backends take, and back.
 
 Backends take scores ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``. That is a dot product as it stands. Squared
-distances become it with embeddings around the mean of ``b``, for they do not see a common offset but products do:
+distances become it with embeddings around the middle of both, for they do not see a common offset but products do:
 
     s_ij = -|a_i - b_j|^2 / T = 2/T a_i . b_j - |a_i|^2 / T - |b_j|^2 / T
 
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from fastassoc.backends import Backend, Inputs, Losses, Saved, own_precision
 
-_NEAR, _ROUNDINGS = 1.5, 3.0
+_NEAR, _ROUNDINGS, _LARGEST = 1.5, 3.0, 16.0
 """Products are exact enough where the squared norm of a row, over T, is at most the first times its least squared
-distance, over T, plus the second: gradients have then at most twice the error of eager code, up to eight roundings."""
+distance, over T, plus the second: gradients have then at most twice the error of eager code, up to eight roundings.
+And at most the third: a norm is rounded once for all scores of its row, where eager code's errors average out, and half
+the step of float32 below 16 is four roundings."""
 _FLOAT64 = 2.0**29
 """How many times more exact float64 is than float32."""
 _TILE_SCORES = 2**20
@@ -143,7 +145,8 @@ def _inputs(call: Call, precision: Precision, labels: Any, a: Tensor, b: Tensor,
     bias_a = bias_b = None
     scale = call.scale
     if call.euclidean:
-        centre = b.mean(0, dtype=precision.dtype)
+        # Half way, so that neither side's norms outweigh the other's where the two lie apart.
+        centre = (a.mean(0, dtype=precision.dtype) + b.mean(0, dtype=precision.dtype)).mul_(0.5)
         a, b = a.to(precision.dtype) - centre, b.to(precision.dtype) - centre
         if temperature is not None:
             root = _root(temperature, precision.dtype)
@@ -190,4 +193,4 @@ def _precision(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> 
 
 def _excess(bias: Tensor, nearest: Tensor) -> Tensor:
     """The largest squared norm over what products are exact enough for."""
-    return (bias / (nearest.clamp_max(0.0) * _NEAR - _ROUNDINGS)).amax()
+    return (bias / (nearest.clamp_max(0.0) * _NEAR - _ROUNDINGS).clamp_min(-_LARGEST)).amax()

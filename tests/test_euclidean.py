@@ -49,6 +49,14 @@ def test_clusters_closer_than_the_temperature(spread: float, noise: float) -> No
     assert_exact(clusters(spread, noise=noise), temperature=0.5)
 
 
+# Both sides apart: every distance is large, and a rounding of a row's norm is one of all its scores.
+@pytest.mark.parametrize("offset", [3.0, 10.0, 30.0, 100.0])
+@pytest.mark.parametrize(("depth", "noise"), [(8, 0.3), (8, 1.0), (32, 0.3), (128, 1.0), (256, 0.3)])
+def test_sides_far_apart(depth: int, noise: float, offset: float) -> None:
+    case = clusters(0.0, noise=noise, depth=depth)
+    assert_exact(case._replace(a=case.a + offset / depth**0.5))
+
+
 # Each row of a has its own neighbours, nowhere near those of the other rows.
 def test_pairs_without_clusters() -> None:
     generator = seeded(1)
@@ -83,10 +91,11 @@ def precision(case: Case) -> Precision:
 
 def test_products_stay_where_they_are_exact_enough() -> None:
     quick = Precision(torch.float32, False)
-    # Unit vectors, and normal embeddings of many dimensions, whose neighbours are about as far as all others.
+    # Of norms about 1 and 3, with no clusters, and with clusters as tight as they are far from the origin.
     assert precision(clusters(0.0, noise=0.3)) == quick
-    assert precision(clusters(0.0, depth=128)) == quick
-    assert precision(clusters(0.0, noise=4.0, depth=128)) == quick
+    assert precision(clusters(0.0, noise=0.25, depth=128)) == quick
+    assert precision(clusters(0.1, noise=0.1, depth=128)) == quick
+    assert precision(clusters(0.0, depth=128)) == Precision(torch.float64, False)
     assert precision(clusters(30.0)) == Precision(torch.float64, False)
     assert precision(clusters(1e6)) == Precision(torch.float64, True)
     doubles = Case(*(x.double() for x in clusters(30.0)[:2]), clusters(30.0).labels)

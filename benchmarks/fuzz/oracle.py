@@ -20,7 +20,7 @@ from benchmarks.fuzz.cases import Case
 from benchmarks.fuzz.inputs import Inputs
 from fastassoc import reference
 
-_ROUNDED_OTHERWISE = 2
+_ROUNDED_OTHERWISE = 4
 """So many times."""
 LOSSES = ("walker", "visit")
 STATISTICS = (*LOSSES, "p_correct", "accuracy_estimate", "visit_probability")
@@ -80,6 +80,10 @@ def _evaluate(
     numbers = {name: _leaf(getattr(inputs, name), dtype) for name in INPUTS}
     a, b, temperature = numbers["a"], numbers["b"], numbers["temperature"]
     rows = a[kept]
+    if noise is not None and case.similarity != "euclidean":
+        # Eager code may as well divide embeddings by the temperature, which rounds all scores of a row alike.
+        unit = torch.finfo(getattr(torch, case.accumulation)).eps / 2.0
+        rows = rows * (1.0 + unit * (2.0 * torch.randint(2, rows.shape, generator=noise) - 1.0))
     s = _similarities(rows, b, case.similarity, temperature)
     if noise is not None:
         rounding = _score_rounding(rows.detach(), b.detach(), s.detach(), case)
@@ -175,7 +179,10 @@ def _absolute_terms(
     else:
         of_rows, terms["db"] = ds @ b.abs(), ds.T @ a.abs()
     terms["da"] = torch.zeros_like(exact["da"]).index_copy_(0, kept, of_rows)
-    terms["dtemperature"] = (ds * _score_terms(a, b, s, case)).sum()
+    of_scores = _score_terms(a, b, s, case)
+    if case.similarity == "euclidean":
+        of_scores = 2.0 * difference.square().sum(2) / temperature
+    terms["dtemperature"] = (ds * of_scores).sum()
     # A loss is a mean of logarithms of probabilities, each of which is off by a rounding of 1 at least.
     for name in LOSSES:
         terms[name] = terms[f"d{name}_weight"] = exact[name].abs().clamp_min(1.0)
