@@ -36,8 +36,8 @@ class Truth(NamedTuple):
     """The same by eager code, all in float64."""
     terms: dict[str, Tensor]
     """The absolute values of the terms of each, summed: of its shape."""
-    finite_scores: bool
-    """Whether similarities are finite in the dtype of accumulation."""
+    scores_resolved: bool
+    """Whether the dtype of accumulation tells similarities apart that differ by one: beyond, anything may come out."""
     underflows: bool
     """Without ``eps``: whether a probability below a logarithm is too small for the dtype of accumulation."""
     largest: float
@@ -79,7 +79,8 @@ def _evaluate(
 ) -> dict[str, Tensor]:
     numbers = {name: _leaf(getattr(inputs, name), dtype) for name in INPUTS}
     a, b, temperature = numbers["a"], numbers["b"], numbers["temperature"]
-    rows = a[kept]
+    # As it lies, which a library's product may round by.
+    rows = a if len(kept) == len(a) else a[kept]
     if noise is not None and case.similarity != "euclidean":
         # Eager code may as well divide embeddings by the temperature, which rounds all scores of a row alike.
         unit = torch.finfo(getattr(torch, case.accumulation)).eps / 2.0
@@ -191,7 +192,7 @@ def _absolute_terms(
     )
     for name in STATISTICS[2:]:
         terms[name] = exact[name]
-    finite = float(s.abs().max()) < limits.max / 4.0
+    finite = float(s.abs().max()) < 1.0 / limits.eps
     normaliser = max(float(s.logsumexp(dim).abs().max()) for dim in (0, 1))
     return terms, finite, underflows, max(*factors, 1.0 / float(temperature)), normaliser
 

@@ -140,7 +140,7 @@ def _errors(case: Case, inputs: Inputs, results: Results, truth: Truth) -> tuple
     """Results that are further off than is allowed, and the largest error over what is allowed."""
     problems: list[Problem] = []
     largest = 0.0
-    if not truth.finite_scores:
+    if not truth.scores_resolved:
         return problems, largest
     for name, x in results.tensors().items():
         exact, terms = truth.exact[name], truth.terms[name]
@@ -208,7 +208,9 @@ def _compare(
         return problem, ratio
 
     sizes = _row_norms(terms)
-    sizes = torch.maximum(sizes, SMALLEST_ROW * sizes.max()).clamp_min(torch.finfo(torch.float64).tiny)
+    # By products, a row of squared distances is as exact as the largest is.
+    floor = 1.0 if case.similarity == "euclidean" else SMALLEST_ROW
+    sizes = torch.maximum(sizes, floor * sizes.max()).clamp_min(torch.finfo(torch.float64).tiny)
     eager = max((float((_row_norms(y) / sizes).max()) for y in theirs), default=0.0)
     worst = float(((_row_norms(error) - absolute * math.sqrt(x[0].numel())) / sizes).max())
     allowed = sides * 2.0 * SINGLE * eager + band * longest
