@@ -11,6 +11,7 @@ computed, not chosen:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from fastassoc import reference
 
 _ROUNDED_OTHERWISE = 4
 """So many times."""
+_LANES = 16
+"""Of a vector: the partial sums of a product."""
 LOSSES = ("walker", "visit")
 STATISTICS = (*LOSSES, "p_correct", "accuracy_estimate", "visit_probability")
 INPUTS = ("a", "b", "temperature", "walker_weight", "visit_weight")
@@ -125,12 +128,16 @@ def _score_rounding(a: Tensor, b: Tensor, s: Tensor, case: Case) -> Tensor:
 
 
 def _score_terms(a: Tensor, b: Tensor, s: Tensor, case: Case) -> Tensor:
-    """``|s_ij| + sqrt(sum_k x_k^2)`` for a score that sums the x; for squared differences at most twice that score."""
+    """``|s_ij| + sqrt(sum_k x_k^2)`` for a score that sums the x; for squared differences at most twice that score.
+
+    A product adds its terms one after another in up to 16 lanes, and rounds each time: ``sqrt(D / 16)`` roundings.
+    """
     if case.similarity == "euclidean":
         return 2.0 * s.abs()
     if case.similarity == "cosine":
         a, b = _unit_rows(a), _unit_rows(b)
-    return s.abs() + (a.square() @ b.square().T).sqrt() / case.temperature.value
+    additions = max(1.0, math.sqrt(case.d / _LANES))
+    return s.abs() * additions + (a.square() @ b.square().T).sqrt() / case.temperature.value
 
 
 def _absolute_terms(

@@ -19,7 +19,7 @@ _LARGEST_THIN = 160
 _ROWS_MULTIPLE = 8
 """A strip is quicker by a quarter where the rows that it is multiplied with are a multiple of these."""
 _COLUMNS_AT_ONCE = 2**9
-"""Over more columns than these, one matrix product is less exact than the sum of several: one of few rows adds term after
+"""Over more columns than these, one matrix product is less exact than the sum of several: one of few rows adds term by
 term, and of 8,192 equal ones it loses seven bits."""
 
 
