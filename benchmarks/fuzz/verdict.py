@@ -23,8 +23,8 @@ SMALLEST_ROW = 1e-3
 what underflows is only small beside them."""
 
 SINGLE, PEAKED = 2.0, 64.0
-"""A row may hang on how a single score was rounded, which can be twice as far off as the worst that eager code met; with
-normalisers beyond the second, where walks are nearly certain, so may everything."""
+"""A row may hang on how a single score was rounded, which can be twice as far off as the worst that eager code met. So
+may everything with normalisers beyond the second, where walks are nearly certain."""
 
 Loss = Callable[..., Any]
 
