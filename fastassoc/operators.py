@@ -28,7 +28,7 @@ def needed(*tensors: Any) -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any(isinstance(x, Tensor) and type(x) not in validation.ORDINARY for x in tensors)
+        or any([type(x) not in validation.ORDINARY and isinstance(x, Tensor) for x in tensors])
     )
 
 

@@ -62,43 +62,49 @@ def check_labels(labels: Tensor, a: Tensor) -> None:
 def check_memory(**tensors: Tensor) -> None:
     """Each tensor's memory is there: its storage may have been freed, as sharded training does between uses."""
     for name, x in tensors.items():
-        if x.is_contiguous():
-            length = x.numel()
-        else:
-            length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-        held, needed = x.untyped_storage().nbytes(), (x.storage_offset() + length) * x.element_size()
-        if held < needed and not x._is_zerotensor():
-            raise RuntimeError(
-                f"the memory of {name} was released: its storage holds {held} bytes, and {name} of shape "
-                f"{tuple(x.shape)} and dtype {x.dtype} needs {needed}"
-            )
+        _check_memory(name, x)
 
 
-Forms = tuple[tuple[torch.Size, torch.dtype, torch.device] | None, ...]
-"""Shape, dtype and device of tensors."""
+def _check_memory(name: str, x: Tensor) -> None:
+    if x.is_contiguous():
+        length = x.numel()
+    else:
+        length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    held, needed = x.untyped_storage().nbytes(), (x.storage_offset() + length) * x.element_size()
+    if held < needed and not x._is_zerotensor():
+        raise RuntimeError(
+            f"the memory of {name} was released: its storage holds {held} bytes, and {name} of shape "
+            f"{tuple(x.shape)} and dtype {x.dtype} needs {needed}"
+        )
 
 
-def forms(tensors: tuple[Tensor | None, ...]) -> Forms:
-    """What `check_unchanged` compares with later."""
-    return tuple(None if x is None else (x.shape, x.dtype, x.device) for x in tensors)
+Form = tuple[torch.Size, torch.dtype, torch.device] | None
 
 
-def check_unchanged(expected: Forms, tensors: tuple[Tensor | None, ...]) -> None:
+def forms(tensors: tuple[Tensor | None, ...]) -> list[Form]:
+    """Shape, dtype and device of tensors, which `check_unchanged` compares with later."""
+    return [None if x is None else (x.shape, x.dtype, x.device) for x in tensors]
+
+
+def check_unchanged(expected: list[Form], tensors: tuple[Tensor | None, ...]) -> None:
     """Tensors kept for the backward pass, ``a`` and ``b`` the first of them, are as the forward pass left them."""
-    names = ("a", "b")
-    for number, (form, x) in enumerate(zip(expected, tensors, strict=True)):
-        name = names[number] if number < len(names) else "a tensor saved by the forward pass"
-        found = None if x is None else (x.shape, x.dtype, x.device)
-        if found != form:
-            raise RuntimeError(
-                f"{name} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
-                f"it was {_described(form)}, and is {_described(found)}"
-            )
+    found = forms(tensors)
+    if found != expected:
+        number = next(number for number, form in enumerate(expected) if found[number] != form)
+        raise RuntimeError(
+            f"{_kept_name(number)} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
+            f"it was {_described(expected[number])}, and is {_described(found[number])}"
+        )
+    for number, x in enumerate(tensors):
         if x is not None:
-            check_memory(**{name: x})
+            _check_memory(_kept_name(number), x)
 
 
-def _described(form: tuple[torch.Size, torch.dtype, torch.device] | None) -> str:
+def _kept_name(number: int) -> str:
+    return ("a", "b")[number] if number < 2 else "a tensor saved by the forward pass"
+
+
+def _described(form: Form) -> str:
     return "None" if form is None else f"{tuple(form[0])} of {form[1]} on {form[2]}"
 
 
