@@ -107,9 +107,11 @@ def walker_visit_loss(
         visit_weight: factor of the visit loss, likewise.
         similarity: "dot", ``a_i . b_j``; "cosine", ``a_i . b_j / (|a_i| |b_j|)``, 0 for a zero row (in float32, one of
             norm below 1e-19); "euclidean", ``-|a_i - b_j|^2``. The last two hold a copy of ``a`` and ``b``. Squared
-            distances are computed by matrix products while these are exact enough; for tight clusters far apart they
-            are computed in float64, which takes several times as long, or from differences, which takes longer still.
-            To choose, the similarities are looked at once, and on a GPU the host waits for that.
+            distances are computed by matrix products where these are exact enough: no squared norm around the middle of
+            ``a`` and ``b`` above 16 times the temperature, nor much above the distance to the nearest neighbour. Else
+            they are computed in float64, which takes several times as long, or, for float64 inputs and for tight
+            clusters very far apart, from differences, which takes longer still. To choose, the similarities are
+            computed once more, and on a GPU the host waits for one number.
         temperature: divides the similarities, greater than 0; a tensor of one element receives a gradient.
         eps: from 0 to 1, added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's
             plain cross-entropy, which is infinite where a probability underflows to 0, and whose gradient is that of
@@ -135,8 +137,9 @@ def walker_visit_loss(
     specification, `fastassoc.reference`, with the memory of eager code (N x M and N x N matrices; N x M x D for
     "euclidean"). The transforms of ``torch.func`` work (``grad``, ``jacrev``, ``vmap``, which computes one problem
     after another, ``functional_call``), and so do ``torch.compile``, ``make_fx``, ``torch.jit.trace``, fake tensors and
-    compiled autograd. Not supported: forward-mode derivatives, transforms of ``torch.func`` inside ``torch.compile``,
-    sparse, nested and distributed tensors.
+    compiled autograd. Not supported: forward-mode derivatives (``jvp``, ``jacfwd``, ``hessian``; ``jacrev`` of
+    ``jacrev`` is the same), transforms of ``torch.func`` inside ``torch.compile``, sparse, nested and distributed
+    tensors.
 
     Raises:
         TypeError: an argument of the wrong type, dtype or layout.
@@ -212,11 +215,10 @@ def walker_visit_loss(
 
 
 def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows over their norms; a zero row stays zero, with a finite gradient."""
+    """Rows over their norms; a zero row stays zero, with finite derivatives."""
     x = x.to(dtype)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    unit: Tensor = x / norm.where(norm > 0.0, 1.0)
-    return unit
+    square = x.square().sum(1, keepdim=True)
+    return x * square.where(square > 0.0, 1.0).rsqrt()
 
 
 def _is_zero(weight: float | Tensor) -> bool:

@@ -12,12 +12,25 @@ import torch
 from torch import Tensor
 
 from fastassoc import computation, operators, validation
+from fastassoc.backends import own_precision
 from fastassoc.computation import Call
 
 _NONE = (None, None, None, None)
 
 
-class WalkerVisitFunction(torch.autograd.Function):
+class _ReverseOnly(torch.autograd.Function):
+    """Says that it has no forward-mode derivative."""
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        """Raises."""
+        raise RuntimeError(
+            "fastassoc.walker_visit_loss has no forward-mode derivative (jvp, jacfwd, hessian); "
+            "torch.func.jacrev, and jacrev of jacrev for second derivatives, give the same"
+        )
+
+
+class WalkerVisitFunction(_ReverseOnly):
     """``(a, b, temperature, call) -> (walker, visit, p_correct, accuracy_estimate, visit_probability)``.
 
     The first two are differentiable; the others are there for statistics only, and carry no gradient. All are 0-d
@@ -116,7 +129,7 @@ def dense_losses(
     return terms["walker"] if walker else nothing, terms["visit"] if visit else nothing
 
 
-class LossGradients(torch.autograd.Function):
+class LossGradients(_ReverseOnly):
     """``(compute, specification, a, b, temperature, grad_walker, grad_visit, labels, *saved) -> gradients``.
 
     The gradients of ``a``, ``b`` and the temperature are ``compute`` of all tensors; their own derivatives, by the
@@ -143,31 +156,38 @@ class LossGradients(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Second derivatives."""
         *sources, labels = ctx.saved_tensors
-        places = [place for place, x in enumerate(sources) if x is not None]
-        present = [sources[place] for place in places]
-        wanted = [number for number, x in enumerate(upstream) if x is not None]
-        if not wanted:
-            return (None,) * len(ctx.needs_input_grad)
-
-        def first_derivatives(*tensors: Tensor) -> tuple[Tensor, ...]:
-            a, b, temperature, *upstream = _scattered(5, places, tensors)
-            inputs = [x for x in (a, b, temperature) if x is not None]
-            input_places = places[: len(inputs)]
-
-            def losses(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-                a, b, temperature = _scattered(3, input_places, inputs)
-                return dense_losses(ctx.specification, a, b, temperature, labels)
-
-            values, derive, *_ = torch.func.vjp(losses, *inputs)
-            filled = (torch.zeros_like(v) if x is None else x for v, x in zip(values, upstream, strict=True))
-            gradients = _scattered(3, input_places, derive(tuple(filled)))
-            return tuple(gradients[number] for number in wanted)
-
-        derive: Any = torch.func.vjp(first_derivatives, *present)[1]
-        results = derive(tuple(upstream[number] for number in wanted))
         needs = ctx.needs_input_grad[2:]
-        kept = [x if needs[place] else None for x, place in zip(results, places, strict=True)]
-        return None, None, *_scattered(5, places, kept), *(None,) * (len(needs) - 5)
+        results: list[Tensor | None] = [None] * len(needs)
+        if any(x is not None for x in upstream):
+            with own_precision(labels):
+                results[: len(sources)] = _second_derivatives(ctx.specification, sources, labels, upstream)
+        return None, None, *(x if need else None for x, need in zip(results, needs, strict=True))
+
+
+def _second_derivatives(
+    specification: Specification, sources: list[Tensor | None], labels: Tensor, upstream: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """Of what ``upstream`` weighs, by each of the sources that is there."""
+    places = [place for place, x in enumerate(sources) if x is not None]
+    present = [x for x in sources if x is not None]
+    wanted = [number for number, x in enumerate(upstream) if x is not None]
+
+    def first_derivatives(*tensors: Tensor) -> tuple[Tensor, ...]:
+        a, b, temperature, *grads = _scattered(len(sources), places, tensors)
+        inputs = [x for x in (a, b, temperature) if x is not None]
+        input_places = places[: len(inputs)]
+
+        def losses(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            a, b, temperature = _scattered(3, input_places, inputs)
+            return dense_losses(specification, a, b, temperature, labels)
+
+        values, derive, *_ = torch.func.vjp(losses, *inputs)
+        filled = (torch.zeros_like(v) if x is None else x for v, x in zip(values, grads, strict=True))
+        gradients = _scattered(3, input_places, derive(tuple(filled)))
+        return tuple(gradients[number] for number in wanted)
+
+    derive: Any = torch.func.vjp(first_derivatives, *present)[1]
+    return _scattered(len(sources), places, derive(tuple(upstream[number] for number in wanted)))
 
 
 def _scattered(length: int, places: list[int], values: Iterable[Any]) -> list[Any]:
@@ -214,7 +234,7 @@ def _operator_backward(ctx: Any, gradients: Any) -> tuple[Any, ...]:
 operators.losses.register_autograd(_operator_backward, setup_context=_setup_operator)
 
 
-class OperatorFunction(torch.autograd.Function):
+class OperatorFunction(_ReverseOnly):
     """``fastassoc::losses`` for torch.func, which does not take what operators register for autograd."""
 
     generate_vmap_rule = True

@@ -4,13 +4,11 @@ Backends take scores ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``. That is a
 distances become it with embeddings around the middle of both, for they do not see a common offset but products do:
 
     s_ij = -|a_i - b_j|^2 / T = 2/T a_i . b_j - |a_i|^2 / T - |b_j|^2 / T
-
-The right-hand side loses digits where terms are much larger than the distance of neighbours: tight clusters far apart.
-`_precision` looks, and then it is computed in float64, or from differences. Gradients of the three terms add up to
-
     da_i = 2/T (sum_j ds_ij b_j - a_i sum_j ds_ij)            dT = -1 / (2 T) (sum_i a_i . da_i + sum_j b_j . db_j)
 
-the last because ``T s`` is of second degree in all embeddings together.
+the last because ``T s`` is of second degree in all embeddings together. Products lose digits where terms are much
+larger than the distance of neighbours: tight clusters far apart. `_distance_form` looks; then they are computed in
+float64, and where that does not do, backends take distances from differences.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ the step of float32 below 16 is four roundings."""
 _FLOAT64 = 2.0**29
 """How many times more exact float64 is than float32."""
 _TILE_SCORES = 2**20
-"""Scores that `_precision` looks at together."""
+"""Scores that `_digits_needed` looks at together."""
 
 
 class Call(NamedTuple):
@@ -89,13 +87,11 @@ def accumulation_dtype(a: Tensor) -> torch.dtype:
 def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forward:
     """Losses in the accumulation dtype of ``a``; ``temperature``, 0-d, divides squared distances."""
     dtype = accumulation_dtype(a)
-    precision = Precision(dtype, False)
     with own_precision(a):
-        if call.euclidean:
-            precision = _precision(call, a, b, temperature)
+        form = _distance_form(call, a, b, temperature) if call.euclidean else _form(call, Precision(dtype, False), a, b)
+        precision = Precision(form.dtype, form.differences)
         labels = call.backend.prepare_labels(call.labels, call.ignore_index, b, precision.dtype)
-        inputs = _inputs(call, precision, labels, a, b, temperature)
-        results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
+        results = call.backend.losses(form._replace(labels=labels), call.needs_gradient, call.statistics)
     if precision.dtype != dtype:
         results = Losses._make([*(None if x is None else x.to(dtype) for x in results[:-1]), results.saved])
     return Forward(results, precision, labels)
@@ -115,7 +111,7 @@ def gradients(
 ) -> CallGradients:
     """Gradients by ``a``, ``b`` and the temperature: those asked for."""
     with own_precision(a):
-        inputs = _inputs(call, precision, labels, a, b, temperature)
+        inputs = _form(call, precision, a, b, temperature)._replace(labels=labels)
         if precision.dtype != accumulation_dtype(a):
             grad_walker, grad_visit = (None if x is None else x.to(precision.dtype) for x in (grad_walker, grad_visit))
         if not call.euclidean:
@@ -141,20 +137,23 @@ def gradients(
         )
 
 
-def _inputs(call: Call, precision: Precision, labels: Any, a: Tensor, b: Tensor, temperature: Tensor | None) -> Inputs:
+def _form(call: Call, precision: Precision, a: Tensor, b: Tensor, temperature: Tensor | None = None) -> Inputs:
+    """What the backend takes, but for the labels."""
     bias_a = bias_b = None
     scale = call.scale
     if call.euclidean:
-        # Half way, so that neither side's norms outweigh the other's where the two lie apart.
-        centre = (a.mean(0, dtype=precision.dtype) + b.mean(0, dtype=precision.dtype)).mul_(0.5)
-        a, b = a.to(precision.dtype) - centre, b.to(precision.dtype) - centre
+        a, b = a.to(precision.dtype), b.to(precision.dtype)
+        if not precision.differences:
+            # Half way, so that neither side's norms outweigh the other's where the two lie apart.
+            centre = (a.mean(0) + b.mean(0)).mul_(0.5)
+            a, b = a - centre, b - centre
         if temperature is not None:
             root = _root(temperature, precision.dtype)
             a, b = a * root, b * root
         bias_a, bias_b = (x.square().sum(1).mul_(-scale) for x in (a, b))
         scale *= 2.0
     return Inputs(
-        a, b, bias_a, bias_b, labels, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences
+        a, b, bias_a, bias_b, None, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences
     )
 
 
@@ -164,19 +163,29 @@ def _root(temperature: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _with_norms(dx: Tensor | None, x: Tensor, dbias: Tensor | None, scale: float) -> Tensor | None:
-    """A gradient with the part that went through the squared norms."""
+    """A gradient with the part that went through the squared norms, where the backend does not give it whole."""
     if dx is None or dbias is None:
-        return None
+        return dx
     return dx.addcmul(x, dbias.unsqueeze(1), value=-scale)
 
 
-def _precision(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Precision:
-    """What squared distances take. Reads one number, for which it waits for the device."""
+def _distance_form(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Inputs:
+    """Squared distances as exact as they have to be. Reads one number, for which it waits for the device."""
     dtype = accumulation_dtype(a)
-    x = _inputs(call, Precision(dtype, False), None, a, b, temperature)
+    quick = _form(call, Precision(dtype, False), a, b, temperature)
+    needed = _digits_needed(quick)
+    if needed <= 1.0:
+        return quick
+    # NaN, where products overflow, is not below anything.
+    differences = not (dtype == torch.float32 and needed <= _FLOAT64)
+    return _form(call, Precision(torch.float64, differences), a, b, temperature)
+
+
+def _digits_needed(x: Inputs) -> float:
+    """The largest squared norm of a row, over what products in its dtype are exact enough for."""
     assert x.bias_a is not None
     assert x.bias_b is not None
-    # Biases are minus squared norms. As columns first; scores are minus squared distances, up to rounding.
+    # Biases are minus squared norms over T, scores minus squared distances over T, up to rounding.
     columns = max(1, _TILE_SCORES // len(x.a))
     nearest_a = torch.full_like(x.bias_a, -torch.inf)
     excess = nearest_a.new_zeros(())
@@ -184,11 +193,7 @@ def _precision(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> 
         scores = torch.addmm(bias_tile, x.a, b_tile.t(), alpha=x.scale).add_(x.bias_a.unsqueeze(1))
         torch.maximum(nearest_a, scores.amax(1), out=nearest_a)
         excess = torch.maximum(excess, _excess(bias_tile, scores.amax(0)))
-    needed = float(torch.maximum(excess, _excess(x.bias_a, nearest_a)))
-    if needed <= 1.0:
-        return Precision(dtype, False)
-    # NaN, where products overflow, is not below anything.
-    return Precision(torch.float64, not (dtype == torch.float32 and needed <= _FLOAT64))
+    return float(torch.maximum(excess, _excess(x.bias_a, nearest_a)))
 
 
 def _excess(bias: Tensor, nearest: Tensor) -> Tensor:

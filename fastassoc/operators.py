@@ -157,6 +157,8 @@ def _for_each(
     operator: Callable[..., list[Tensor]], batch: int, in_dims: Sequence[Any], arguments: Sequence[Any]
 ) -> list[Tensor]:
     """The operator for each problem of a batch, results stacked along a first dimension."""
+    if batch == 0:
+        raise RuntimeError("fastassoc.walker_visit_loss does not support vmap over an empty batch")
     results = []
     for index in range(batch):
         # A list of tensors has a list of dimensions.

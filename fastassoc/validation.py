@@ -14,6 +14,8 @@ SIMILARITIES = ("dot", "cosine", "euclidean")
 BACKENDS = ("auto", "cpu", "triton")
 ORDINARY = (Tensor, torch.nn.Parameter)
 """Types of tensors that are no more than their memory."""
+_SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Similarities over it are finite in float32 where they are at most 1."""
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -81,27 +83,28 @@ def _check_memory(name: str, x: Tensor) -> None:
 Form = tuple[torch.Size, torch.dtype, torch.device] | None
 
 
+_NAMES = ("a", "b", "temperature")
+
+
 def forms(tensors: tuple[Tensor | None, ...]) -> list[Form]:
     """Shape, dtype and device of tensors, which `check_unchanged` compares with later."""
     return [None if x is None else (x.shape, x.dtype, x.device) for x in tensors]
 
 
 def check_unchanged(expected: list[Form], tensors: tuple[Tensor | None, ...]) -> None:
-    """Tensors kept for the backward pass, ``a`` and ``b`` the first of them, are as the forward pass left them."""
+    """Tensors kept for the backward pass, ``a``, ``b`` and temperature first, are as the forward pass left them."""
     found = forms(tensors)
     if found != expected:
         number = next(number for number, form in enumerate(expected) if found[number] != form)
+        name = _NAMES[number] if number < len(_NAMES) else "a tensor saved by the forward pass"
         raise RuntimeError(
-            f"{_kept_name(number)} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
+            f"{name} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
             f"it was {_described(expected[number])}, and is {_described(found[number])}"
         )
-    for number, x in enumerate(tensors):
+    # What the forward pass made itself nobody else frees.
+    for number, x in enumerate(tensors[: len(_NAMES)]):
         if x is not None:
-            _check_memory(_kept_name(number), x)
-
-
-def _kept_name(number: int) -> str:
-    return ("a", "b")[number] if number < 2 else "a tensor saved by the forward pass"
+            _check_memory(_NAMES[number], x)
 
 
 def _described(form: Form) -> str:
@@ -146,10 +149,11 @@ def _check_options(
     _check_number("temperature", temperature, readable, compiling)
     if _can_be_read(temperature, readable, compiling):
         value = temperature.item() if isinstance(temperature, Tensor) else float(temperature)
-        if not value > 0.0:
+        if not value >= _SMALLEST_TEMPERATURE:
             learned = isinstance(temperature, Tensor) and temperature.requires_grad
             advice = "; learn its logarithm instead, and pass log_temperature.exp()" if learned else ""
-            raise ValueError(f"temperature must be greater than 0; got {value}{advice}")
+            least = "greater than 0" if value <= 0.0 else f"at least {_SMALLEST_TEMPERATURE:.3g}"
+            raise ValueError(f"temperature must be {least}; got {value}{advice}")
     if isinstance(eps, (Tensor, bool)) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a float; got {type(eps).__name__}")
     _check_number("eps", eps, readable, compiling)

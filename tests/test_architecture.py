@@ -30,6 +30,7 @@ ALLOWED = {
     "fastassoc.classes": set(),
     # The specification only when a second derivative is asked for.
     "fastassoc.autograd": {
+        "fastassoc.backends",
         "fastassoc.computation",
         "fastassoc.operators",
         "fastassoc.reference",

@@ -15,7 +15,7 @@ SCALE = 0.7
 
 
 def by_backend(a: Tensor, b: Tensor, labels: Tensor, scale: float = SCALE) -> list[Tensor]:
-    """Walker, visit, and the gradients of their sum by ``a`` and ``b``, through the scores' biases too."""
+    """Walker, visit, and the gradients of their sum by ``a`` and ``b``."""
     bias_a, bias_b = (x.square().sum(1) * (-scale / 2.0) for x in (a, b))
     own_labels = cpu.prepare_labels(labels, None, b, a.dtype)
     inputs = Inputs(
@@ -28,14 +28,10 @@ def by_backend(a: Tensor, b: Tensor, labels: Tensor, scale: float = SCALE) -> li
     da, db, dbias_a, dbias_b = cpu.gradients(inputs, losses.saved, one, one, (True, True, True, True))
     assert da is not None
     assert db is not None
-    assert dbias_a is not None
-    assert dbias_b is not None
-    return [
-        losses.walker,
-        losses.visit,
-        da - scale * a * dbias_a.unsqueeze(1),
-        db - scale * b * dbias_b.unsqueeze(1),
-    ]
+    # They are whole.
+    assert dbias_a is None
+    assert dbias_b is None
+    return [losses.walker, losses.visit, da, db]
 
 
 def by_reference(a: Tensor, b: Tensor, labels: Tensor, scale: float = SCALE) -> list[Tensor]:
@@ -64,7 +60,7 @@ def test_the_specifications_numbers(n: int, m: int, d: int, classes: int, spread
 
 
 @pytest.mark.usefixtures("_tiles")
-@pytest.mark.parametrize("radius", [1.0, 1e2, 1e4, 1e6, 1e7])
+@pytest.mark.parametrize("radius", [1.0, 1e2, 1e4, 1e6, 1e9])
 def test_tight_clusters_far_apart(radius: float) -> None:
     generator = seeded()
     centres = torch.randn(4, 8, generator=generator, dtype=torch.float64) * radius
@@ -72,11 +68,8 @@ def test_tight_clusters_far_apart(radius: float) -> None:
     a, b = (centres[of] + torch.randn(len(of), 8, generator=generator, dtype=torch.float64) for of in (labels, others))
     exact = by_reference(a, b, labels)
     mine = by_backend(a, b, labels)
-    for x, y in zip(mine[:2], exact[:2], strict=True):
+    for x, y in zip(mine, exact, strict=True):
         assert relative_error(x, y) <= 1e-13
-    # The caller's difference of products by embeddings of that size loses their digits, no more.
-    for x, y in zip(mine[2:], exact[2:], strict=True):
-        assert relative_error(x, y, floor=1.0) <= 1e-14 * (10 + radius)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

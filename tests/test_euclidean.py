@@ -86,7 +86,8 @@ def precision(case: Case) -> Precision:
     call = Call(
         choose_backend("cpu", case.a.device), case.labels, None, 1.0, True, 1e-8, True, True, False, True, "cpu"
     )
-    return computation._precision(call, case.a, case.b, None)
+    form = computation._distance_form(call, case.a, case.b, None)
+    return Precision(form.dtype, form.differences)
 
 
 def test_products_stay_where_they_are_exact_enough() -> None:
@@ -103,11 +104,61 @@ def test_products_stay_where_they_are_exact_enough() -> None:
 
 
 def test_without_the_bound_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        computation, "_precision", lambda call, a, *_: Precision(computation.accumulation_dtype(a), False)
-    )
+    monkeypatch.setattr(computation, "_digits_needed", lambda form: 0.0)
     with pytest.raises(AssertionError):
         assert_exact(clusters(100.0))
+
+
+# In float64 nothing is more exact than eager code: they agree.
+@pytest.mark.parametrize("spread", [1.0, 1e2, 1e4, 1e6])
+def test_float64(spread: float) -> None:
+    case = clusters(spread)
+    case = Case(case.a.double(), case.b.double(), case.labels)
+    exact = evaluate(reference.walker_visit_loss, case, similarity="euclidean")
+    for x, true in zip(evaluate(fastassoc.walker_visit_loss, case, similarity="euclidean"), exact, strict=True):
+        assert relative_error(x, true) <= 1e-13
+
+
+# Far from all others: neither the middle of both sides nor the largest norm may cost the others their digits.
+# (A row of a still farther tells no columns apart, in float64 either.)
+@pytest.mark.parametrize(("side", "size"), [("a", 1e8), ("b", 1e8), ("b", 1e16), ("b", 1e18)])
+def test_a_row_far_from_all_others(side: str, size: float) -> None:
+    case = clusters(0.0, rows=40, columns=60, depth=4)
+    {"a": case.a, "b": case.b}[side][7] = size
+    assert_exact(case)
+
+
+def test_two_clusters_as_far_apart_as_float32_holds() -> None:
+    for distance in (1e12, 1e15, 1e18):
+        case = clusters(0.0, rows=40, columns=60, depth=4)
+        case.a[::2] += distance
+        case.b[::2] += distance
+        assert_exact(case._replace(labels=torch.arange(40) % 2))
+
+
+# Finite, and otherwise as if they were not there.
+@pytest.mark.parametrize("size", [1e3, 1e16, 1e25])
+def test_ignored_rows_of_any_size(size: float) -> None:
+    case = clusters(0.0, rows=40, columns=60, depth=4)
+    kept = case.labels != 3
+    expected = evaluate(
+        reference.walker_visit_loss,
+        Case(case.a[kept], case.b, case.labels[kept]),
+        torch.float64,
+        similarity="euclidean",
+    )
+    case.a[~kept] = size
+    mine = evaluate(fastassoc.walker_visit_loss, case, similarity="euclidean", ignore_index=3)
+    assert torch.equal(mine.da[~kept], torch.zeros_like(mine.da[~kept]))
+    for x, true in zip(mine._replace(da=mine.da[kept]), expected, strict=True):
+        assert relative_error(x, true) <= BAND
+
+
+def test_a_temperature_whose_inverse_overflows() -> None:
+    with pytest.raises(ValueError, match=r"temperature must be at least 1\.18e-38"):
+        fastassoc.walker_visit_loss(
+            torch.eye(3), torch.eye(3), torch.arange(3), similarity="euclidean", temperature=1e-42
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -135,7 +186,7 @@ def test_inputs_carry_no_bias_for_products() -> None:
         True,
         "cpu",
     )
-    x = computation._inputs(call, Precision(torch.float32, False), None, torch.eye(2), torch.eye(2), None)
+    x = computation._form(call, Precision(torch.float32, False), torch.eye(2), torch.eye(2))
     assert isinstance(x, Inputs)
     assert x.bias_a is None
     assert x.scale == 0.5

@@ -320,7 +320,7 @@ if sys.argv[1] == "beyond":
     sys.exit("the guard does not work")
 
 from fastassoc import computation
-form = computation._inputs
+form = computation._form
 at_end = sys.argv[2] == "end"
 
 def guarded_form(*arguments):
@@ -330,7 +330,7 @@ def guarded_form(*arguments):
         return x
     return x._replace(**{name: guarded(getattr(x, name), at_end) for name in ("a", "b", "bias_a", "bias_b")})
 
-computation._inputs = guarded_form
+computation._form = guarded_form
 torch.set_num_threads(2)
 for (n, m, d), similarity in itertools.product(
     ((3, 16, 1), (7, 19, 3), (16, 17, 16), (33, 63, 31), (65, 131, 33), (97, 300, 128), (130, 257, 129)),

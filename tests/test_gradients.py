@@ -124,3 +124,26 @@ def test_labels_changed_before_a_second_derivative_are_an_error() -> None:
     case.labels.zero_()
     with pytest.raises(RuntimeError, match="labels were changed"):
         torch.autograd.grad(loss, a, create_graph=True)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_second_derivatives_under_autocast_are_not_of_its_precision(similarity: str) -> None:
+    case = make_case(12, 20, 5, 3, dtype=torch.float32)
+    gradients = []
+    for enabled in (False, True):
+        a = case.a.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = fastassoc.walker_visit_loss(a, case.b, case.labels, similarity=similarity)
+            (da,) = torch.autograd.grad(loss, a, create_graph=True)
+            gradients.append(torch.autograd.grad(da.square().sum(), a)[0])
+    assert relative_error(*gradients) < 1e-5
+
+
+def test_cosine_of_a_zero_row_has_finite_second_derivatives() -> None:
+    case = make_case(12, 20, 5, 3)
+    a = case.a.clone()
+    a[0] = 0.0
+    a.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, case.b, case.labels, similarity="cosine")
+    (da,) = torch.autograd.grad(loss, a, create_graph=True)
+    assert torch.autograd.grad(da.square().sum(), a)[0].isfinite().all()

@@ -272,3 +272,20 @@ def test_a_temperature_that_training_drove_below_zero() -> None:
     temperature = torch.nn.Parameter(torch.tensor(-0.5))
     with pytest.raises(ValueError, match="learn its logarithm instead"):
         fastassoc.walker_visit_loss(torch.eye(3), torch.eye(3), torch.arange(3), temperature=temperature)
+
+
+def test_forward_mode_is_refused_in_a_sentence() -> None:
+    case = make_case(5, 7, 3, 2)
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.func.hessian(lambda a: fastassoc.walker_visit_loss(a, case.b, case.labels))(case.a)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(case.a, torch.ones_like(case.a))
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+            fastassoc.walker_visit_loss(dual, case.b, case.labels)
+
+
+def test_an_empty_batch_of_problems_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="vmap over an empty batch"):
+        torch.func.vmap(fastassoc.walker_visit_loss)(
+            *(torch.zeros(0, *x.shape, dtype=x.dtype) for x in make_case(4, 5, 3, 2))
+        )

@@ -41,9 +41,9 @@ class Inputs(NamedTuple):
     dtype: torch.dtype
     """Accumulation dtype: float64 for float64, else float32."""
     differences: bool = False
-    """Whether scores are computed as ``-scale / 2 |a_i - b_j|^2`` from differences of the embeddings. It is the same
-    number, biases being ``-scale / 2 |a_i|^2`` and ``-scale / 2 |b_j|^2``, but exact for neighbours far from the
-    origin, where the products lose their digits."""
+    """Whether scores are computed as ``-scale / 2 |a_i - b_j|^2``: the same number, biases being ``-scale / 2 |a_i|^2``
+    and ``-scale / 2 |b_j|^2``, but exact for neighbours far from the origin. Gradients of ``a`` and ``b`` may then be
+    whole, with None for those of the biases."""
 
 
 class Losses(NamedTuple):
@@ -80,9 +80,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     """Accumulation dtype: float64 for float64, else float32."""
     differences: bool = False
-    """Whether scores are computed as ``-scale / 2 |a_i - b_j|^2`` from differences of the embeddings. It is the same
-    number, biases being ``-scale / 2 |a_i|^2`` and ``-scale / 2 |b_j|^2``, but exact for neighbours far from the
-    origin, where the products lose their digits."""
+    """See `Inputs`."""
 
 
 class Walks(NamedTuple):

@@ -95,8 +95,8 @@ class Scores:
 
     def __init__(self, problem: Problem, tiling: Tiling) -> None:
         self.problem = problem
-        self._a = problem.a.to(problem.dtype)
-        self.a = self._a if problem.scale == 1.0 else self._a * problem.scale
+        self.plain_a = problem.a.to(problem.dtype)
+        self.a = self.plain_a if problem.scale == 1.0 else self.plain_a * problem.scale
         """Its product with ``b`` is the scores but for the biases."""
         self._b_tiles: tuple[Tensor, ...] = problem.b.split(tiling.width)
 
@@ -107,7 +107,7 @@ class Scores:
     def raw(self, tile: Tile, out: Tensor) -> Tensor:
         """``s`` of the tile."""
         if self.problem.differences:
-            distance = torch.cdist(self._a, self.b_tile(tile), compute_mode="donot_use_mm_for_euclid_dist")
+            distance = _distances(self.plain_a, self.b_tile(tile))
             return torch.mul(distance.square_(), -0.5 * self.problem.scale, out=out)
         torch.mm(self.a, self.b_tile(tile).t(), out=out)
         if self.problem.bias_a is not None:
@@ -117,8 +117,16 @@ class Scores:
         return out
 
 
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """``|a_i - b_j|`` from differences."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 class GradientSums:
-    """Collects ``ds`` tile by tile into the gradients that are asked for: of ``a``, ``b``, ``bias_a``, ``bias_b``."""
+    """Collects ``ds`` tile by tile into the gradients that are asked for: of ``a``, ``b``, ``bias_a``, ``bias_b``.
+
+    With differences those of ``a`` and ``b`` are whole, ``da_i = scale sum_j ds_ij (b_j - a_i)``, and the others None.
+    """
 
     def __init__(self, problem: Problem, scores: Scores, needs: tuple[bool, bool, bool, bool]) -> None:
         self.problem = problem
@@ -127,11 +135,14 @@ class GradientSums:
         a = scores.a
         self.da = torch.zeros_like(a, memory_format=torch.contiguous_format) if needs[0] else None
         self.db = torch.empty_like(problem.b, memory_format=torch.contiguous_format) if needs[1] else None
-        self.dbias_a = a.new_zeros(rows) if needs[2] else None
-        self.dbias_b = a.new_empty(columns) if needs[3] else None
+        self.dbias_a = a.new_zeros(rows) if needs[2] and not problem.differences else None
+        self.dbias_b = a.new_empty(columns) if needs[3] and not problem.differences else None
 
     def add(self, tile: Tile, ds: Tensor) -> None:
         """Adds a tile of ``ds``, row-major [N, columns of the tile]."""
+        if self.problem.differences:
+            self._add_differences(tile, ds)
+            return
         if self.da is not None:
             self.da.addmm_(ds, self.scores.b_tile(tile))
         if self.db is not None:
@@ -155,8 +166,19 @@ class GradientSums:
         else:
             db.view(shape).copy_(torch.bmm(left, right))
 
+    def _add_differences(self, tile: Tile, ds: Tensor) -> None:
+        a, b = self.scores.plain_a.contiguous(), self.scores.b_tile(tile).contiguous()
+        distance = _distances(a, b)
+        # A score is ``-scale / 2`` times its square.
+        gradient = ds * distance * -self.problem.scale
+        if self.da is not None:
+            self.da += torch.ops.aten._cdist_backward(gradient, a, b, 2.0, distance)
+        if self.db is not None:
+            gradient, distance = (x.t().contiguous() for x in (gradient, distance))
+            self.db[tile.columns] = torch.ops.aten._cdist_backward(gradient, b, a, 2.0, distance)
+
     def result(self) -> Gradients:
         """The gradients, ``da`` with the scale that ``ds b`` lacks."""
-        if self.da is not None and self.problem.scale != 1.0:
+        if self.da is not None and self.problem.scale != 1.0 and not self.problem.differences:
             self.da *= self.problem.scale
         return Gradients(self.da, self.db, self.dbias_a, self.dbias_b)
