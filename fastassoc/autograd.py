@@ -71,18 +71,24 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
     a, b, temperature, *saved = tensors
     call, precision, labels = ctx.made
     needs = ctx.needs_input_grad[:3]
-    options = call.ignore_index, call.scale, call.euclidean, call.eps, call.walker, call.visit
-    if any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in (grad_walker, grad_visit)):
-        raise RuntimeError(
-            "fastassoc.walker_visit_loss does not support is_grads_batched=True, nor vectorize=True in "
-            "torch.autograd.functional: torch.func.jacrev and torch.func.vmap do the same"
-        )
+    for x in (grad_walker, grad_visit):
+        if x is not None and torch._C._functorch.is_legacy_batchedtensor(x):
+            raise RuntimeError(
+                "fastassoc.walker_visit_loss does not support is_grads_batched=True, nor vectorize=True in "
+                "torch.autograd.functional: torch.func.jacrev and torch.func.vmap do the same"
+            )
     again, watched = torch.is_grad_enabled(), operators.needed(grad_walker, grad_visit)
-    if (again or watched) and (ctx.labels_version is None or call.labels._version != ctx.labels_version):
+    if not again and not watched:
+        # Autograd itself brings gradients to the dtype of what they are gradients of.
+        return *computation.gradients(
+            call, precision, labels, a, b, temperature, tuple(saved), grad_walker, grad_visit, needs
+        ), None
+    if ctx.labels_version is None or call.labels._version != ctx.labels_version:
         raise RuntimeError(
             "labels were changed in place between the forward pass of fastassoc.walker_visit_loss and a backward pass "
             "with create_graph=True or under a transform, or were made under inference_mode: pass a copy of them"
         )
+    options = call.ignore_index, call.scale, call.euclidean, call.eps, call.walker, call.visit
 
     def compute(*sources: Tensor | None) -> tuple[Tensor | None, ...]:
         if not watched:
@@ -93,7 +99,6 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
         return tuple(x if need else None for x, need in zip(computed, needs, strict=True))
 
     sources = a, b, temperature, grad_walker, grad_visit, call.labels
-    # Autograd itself brings gradients to the dtype of what they are gradients of.
     gradients = LossGradients.apply(compute, Specification(*options), *sources) if again else compute(*sources)
     return *gradients, None
 

@@ -88,10 +88,13 @@ def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forw
     """Losses in the accumulation dtype of ``a``; ``temperature``, 0-d, divides squared distances."""
     dtype = accumulation_dtype(a)
     with own_precision(a):
-        form = _distance_form(call, a, b, temperature) if call.euclidean else _form(call, Precision(dtype, False), a, b)
-        precision = Precision(form.dtype, form.differences)
+        form, precision = None, Precision(dtype, False)
+        if call.euclidean:
+            form = _distance_form(call, a, b, temperature)
+            precision = Precision(form.dtype, form.differences)
         labels = call.backend.prepare_labels(call.labels, call.ignore_index, b, precision.dtype)
-        results = call.backend.losses(form._replace(labels=labels), call.needs_gradient, call.statistics)
+        inputs = _form(call, precision, a, b, None, labels) if form is None else form._replace(labels=labels)
+        results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
     if precision.dtype != dtype:
         results = Losses._make([*(None if x is None else x.to(dtype) for x in results[:-1]), results.saved])
     return Forward(results, precision, labels)
@@ -111,7 +114,7 @@ def gradients(
 ) -> CallGradients:
     """Gradients by ``a``, ``b`` and the temperature: those asked for."""
     with own_precision(a):
-        inputs = _form(call, precision, a, b, temperature)._replace(labels=labels)
+        inputs = _form(call, precision, a, b, temperature, labels)
         if precision.dtype != accumulation_dtype(a):
             grad_walker, grad_visit = (None if x is None else x.to(precision.dtype) for x in (grad_walker, grad_visit))
         if not call.euclidean:
@@ -137,8 +140,10 @@ def gradients(
         )
 
 
-def _form(call: Call, precision: Precision, a: Tensor, b: Tensor, temperature: Tensor | None = None) -> Inputs:
-    """What the backend takes, but for the labels."""
+def _form(
+    call: Call, precision: Precision, a: Tensor, b: Tensor, temperature: Tensor | None, labels: Any = None
+) -> Inputs:
+    """What the backend takes."""
     bias_a = bias_b = None
     scale = call.scale
     if call.euclidean:
@@ -153,7 +158,7 @@ def _form(call: Call, precision: Precision, a: Tensor, b: Tensor, temperature: T
         bias_a, bias_b = (x.square().sum(1).mul_(-scale) for x in (a, b))
         scale *= 2.0
     return Inputs(
-        a, b, bias_a, bias_b, None, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences
+        a, b, bias_a, bias_b, labels, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences
     )
 
 

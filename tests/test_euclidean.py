@@ -186,7 +186,7 @@ def test_inputs_carry_no_bias_for_products() -> None:
         True,
         "cpu",
     )
-    x = computation._form(call, Precision(torch.float32, False), torch.eye(2), torch.eye(2))
+    x = computation._form(call, Precision(torch.float32, False), torch.eye(2), torch.eye(2), None)
     assert isinstance(x, Inputs)
     assert x.bias_a is None
     assert x.scale == 0.5
