@@ -65,8 +65,8 @@ class _Constants(NamedTuple):
     """log(1 + N eps)."""
     visit: Tensor
     """log(1 + M eps)."""
-    row_weight: Tensor
-    """1 / N."""
+    rows: Tensor
+    """N."""
 
 
 class _Upstream(NamedTuple):
@@ -89,7 +89,7 @@ def _constants(n: int, m: int, eps: float, dtype: torch.dtype) -> _Constants:
     key, latest = (n, m, eps, dtype), _latest
     if latest is not None and latest[0] == key:
         return latest[1]
-    numbers = eps, math.log1p(n * eps), math.log1p(m * eps), 1.0 / n
+    numbers = eps, math.log1p(n * eps), math.log1p(m * eps), float(n)
     constants = _Constants(*(torch.tensor(x, dtype=dtype, device="cpu") for x in numbers))
     if type(constants.eps) is Tensor:
         # Not a fake one, of which later calls could make nothing.
@@ -164,7 +164,7 @@ def _plain_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) ->
     s = _scores(inputs, a, b)
     p_ab, q = torch.softmax(s, 1), torch.softmax(s, 0)
     # Not a product with a vector of weights, which adds one term after another.
-    visit = p_ab.sum(0).mul_(constants.row_weight) if inputs.visit else None
+    visit = p_ab.sum(0).div_(constants.rows) if inputs.visit else None
     return _products(inputs.labels, p_ab, q), visit, (p_ab, q)
 
 
@@ -209,7 +209,7 @@ def _merged_walks(inputs: Inputs, a: Tensor, b: Tensor, constants: _Constants) -
     y.sqrt_()
     visit = None
     if inputs.visit:
-        weights = torch.mul(f, constants.row_weight).unsqueeze(1)
+        weights = torch.div(f, constants.rows).unsqueeze(1)
         visit = torch.mul(t, weights, out=_memory(t.shape, t.dtype)).sum(0)
     t /= y
     trips = SymmetricTrips(blocks, t.shape[1])
