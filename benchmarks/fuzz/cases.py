@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 KINDS = {
     "ordinary": "logits of a standard deviation from 0.01 to 10",
+    "faint": "such logits, and an upstream gradient from 1e-34 to 1e-28",
     "shifts": "logits of a standard deviation from 4 to 60: where rows are shifted, and where machine code gives way",
     "huge": "logits of a standard deviation from 60 to 10,000",
     "zeros": "all embeddings 0",
@@ -49,6 +50,8 @@ DEPTHS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129
 SCORES = (2**12, 2**12, 2**12, 2**16, 2**16, 2**17, 2**18)
 MANY_SCORES = 2**20
 SMALL_SCORES = 2**13
+TINY_UPSTREAM = 1e-34
+"""Times the least weight it is still a normal number; what is made of it on the way to a gradient may not be."""
 ENTRIES = 2**19
 """Of both embeddings, at most."""
 FLUSHED_COLUMNS = (2**13 - 1, 2**13, 2**13 + 1)
@@ -130,12 +133,16 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
     kind = draw.choice(tuple(KINDS))
     dtype = _mostly(draw, "float32", DTYPES, 0.5)
     eps = _mostly(draw, 1e-8, EPS, 0.5)
+    if kind == "faint" and dtype == "float16":
+        # Which holds nothing of it.
+        dtype = "float32"
     if interpreted and dtype == "bfloat16":
         # Triton's interpreter does not round to it as a GPU does.
         dtype = "float32"
     if way.startswith("native") and draw.random() < 0.8:
         # What machine code takes; the rest sees that it gives way.
-        dtype, eps = _mostly(draw, "float32", DTYPES[:3], 0.6), _mostly(draw, 1e-8, (1e-6, 1e-3, 1e-10), 0.7)
+        dtypes = [x for x in DTYPES[:3] if (kind, x) != ("faint", "float16")]
+        dtype, eps = _mostly(draw, "float32", dtypes, 0.6), _mostly(draw, 1e-8, (1e-6, 1e-3, 1e-10), 0.7)
     similarity = _similarity(draw, kind, dtype)
     n, m, d = _sizes(draw, way, similarity)
     classes, class_count = _classes(draw, kind, n)
@@ -162,7 +169,7 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
         ignored="some" if kind == "ignored huge" else _mostly(draw, "nothing", IGNORED, 0.6),
         statistics=draw.random() < 0.35,
         needs=_mostly(draw, "both", NEEDS, 0.6),
-        upstream=_upstream(draw, dtype),
+        upstream=_log_uniform(draw, TINY_UPSTREAM, 1e-28) if kind == "faint" else _upstream(draw, dtype),
         # Rows that repeat the first could all be of the label that is ignored.
         layout_a=_mostly(draw, "contiguous", LAYOUTS[: -2 if kind == "ignored huge" else None], 0.5),
         layout_b=_mostly(draw, "contiguous", LAYOUTS, 0.5),
@@ -238,11 +245,11 @@ def _weight(draw: random.Random, usual: float, other: float) -> Weight:
 
 
 def _upstream(draw: random.Random, dtype: str) -> float:
-    """From 1e-30 to 1e20, often tiny; what float16 holds of a gradient lies between 6e-8 and 65,504."""
+    """From 1e-34 to 1e20, often tiny; what float16 holds of a gradient lies between 6e-8 and 65,504."""
     if draw.random() < 0.4:
         return 1.0
     if dtype != "float16" and draw.random() < 0.3:
-        return _log_uniform(draw, 1e-30, 1e-20)
+        return _log_uniform(draw, 1e-30, 1e-20) * draw.choice((1.0, -1.0))
     low, high = (1e-6, 1e6) if dtype == "float16" and draw.random() < 0.8 else (1e-30, 1e20)
     return _log_uniform(draw, low, high) * draw.choice((1.0, -1.0))
 
