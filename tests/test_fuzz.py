@@ -212,7 +212,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     ("fault", "only", "seed"),
     [
         ("quick products", "clusters", 3),
-        ("lax bounds", "clusters", 14),
+        ("lax bounds", "clusters", 5),
         ("no rescaling", "faint", 3),
         ("rounded unit rows", "cosine", 3),
     ],

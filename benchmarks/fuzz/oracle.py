@@ -159,8 +159,10 @@ def _absolute_terms(
     p, q = s.softmax(1), s.softmax(0)
     p_aba, visit = p @ q.T, p.mean(0)
     same = classes[:, None] == classes[None, :]
-    g = (weights[0] * same / (n * same.sum(1, keepdim=True) * (eps + p_aba))).where(same, 0.0)
-    h = weights[1] / (n * m * (eps + visit))
+    # A term of weight 0 adds nothing, underflow or not.
+    least = torch.finfo(torch.float64).tiny
+    g = (weights[0] * same / (n * same.sum(1, keepdim=True) * (eps + p_aba).clamp_min(least))).where(same, 0.0)
+    h = weights[1] / (n * m * (eps + visit).clamp_min(least))
     u, w = g @ q, g.T @ p
     rho, kappa = (p * (u + h)).sum(1, keepdim=True), (p * u).sum(0)
     ds = (p * (u + h + rho) + q * (w + kappa)) / temperature

@@ -234,7 +234,7 @@ def _compare(
 
 def _problem(name: str, error: float, eager: float, allowed: float) -> tuple[Problem | None, float]:
     ratio = error / allowed if allowed > 0.0 else (math.inf if error > 0.0 else 0.0)
-    return (Problem(name, error, eager, allowed) if error > allowed else None), ratio
+    return (Problem(name, error, eager, allowed) if not error <= allowed else None), ratio
 
 
 def _usual_largest(rows: Tensor) -> float:
