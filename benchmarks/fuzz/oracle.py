@@ -212,7 +212,8 @@ def _absolute_terms(
     for name in LOSSES:
         terms[name] = terms[f"d{name}_weight"] = exact[name].abs().clamp_min(1.0)
     terms["loss"] = sum(
-        (weight * terms[name] for weight, name in zip(weights, LOSSES, strict=True)), torch.zeros(()).double()
+        (weight * terms[name] for weight, name in zip(weights, LOSSES, strict=True) if weight != 0.0),
+        torch.zeros(()).double(),
     )
     for name in STATISTICS[2:]:
         terms[name] = exact[name]
