@@ -21,7 +21,8 @@ from benchmarks.fuzz.campaign import Limits
 from benchmarks.fuzz.cases import Case, Weight, describe
 from benchmarks.fuzz.inputs import make_inputs
 from benchmarks.fuzz.verdict import Outcome, judge
-from fastassoc.backends import cpu_machine
+from fastassoc import api, computation
+from fastassoc.backends import cpu, cpu_machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -173,6 +174,60 @@ def test_learned_numbers_are_judged() -> None:
         return loss_of(a, b, labels, **options)
 
     assert {x.what for x in judge(case, wrong).problems} == {"dtemperature", "dvisit_weight"}
+
+
+ORIGINAL = {
+    (owner, name): getattr(owner, name)
+    for owner, names in (
+        (computation, ("_precision", "_NEAR", "_ROUNDINGS", "_LARGEST")),
+        (cpu, ("_UPSTREAM",)),
+        (api, ("_unit_rows",)),
+    )
+    for name in names
+}
+"""What faults are planted in."""
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """A fault of the library itself; all that this file knows of what it is made of."""
+    if fault == "quick products":
+
+        def quick(call: Any, a: Tensor, *_: Any) -> computation.Precision:
+            return computation.Precision(computation.accumulation_dtype(a), False)
+
+        monkeypatch.setattr(computation, "_precision", quick)
+    elif fault == "lax bounds":
+        for name in ("_NEAR", "_ROUNDINGS", "_LARGEST"):
+            monkeypatch.setattr(computation, name, 10.0 * getattr(computation, name))
+    elif fault == "no rescaling":
+        monkeypatch.setattr(cpu, "_UPSTREAM", 2.0**200)
+    elif fault == "rounded unit rows":
+        unit_rows = api._unit_rows
+        monkeypatch.setattr(api, "_unit_rows", lambda x, dtype: unit_rows(x, dtype).to(x.dtype).to(dtype))
+    else:
+        raise ValueError(fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "only", "seed"),
+    [
+        ("quick products", "clusters", 3),
+        ("lax bounds", "clusters", 5),
+        ("no rescaling", "faint", 3),
+        ("rounded unit rows", "cosine", 3),
+    ],
+)
+def test_a_fault_of_the_library_is_found(fault: str, only: str, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        plant(monkeypatch, fault)
+        for outcome in campaign.outcomes(Limits(seed, 1.0, cases=300, only=only), loss_of):
+            if outcome.problems:
+                with pytest.MonkeyPatch.context() as without:
+                    for name, value in ORIGINAL.items():
+                        without.setattr(*name, value)
+                    if not judge(outcome.case, loss_of).problems:
+                        return
+    pytest.fail("not found")
 
 
 def test_labels_are_told_apart_by_python() -> None:

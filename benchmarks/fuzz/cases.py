@@ -12,12 +12,16 @@ T = TypeVar("T")
 
 KINDS = {
     "ordinary": "logits of a standard deviation from 0.01 to 10",
+    "faint": "such logits, and an upstream gradient from 1e-34 to 1e-28",
     "shifts": "logits of a standard deviation from 4 to 60: where rows are shifted, and where machine code gives way",
     "huge": "logits of a standard deviation from 60 to 10,000",
     "zeros": "all embeddings 0",
     "identical": "all rows of a, of b, or of both the same",
     "zero rows": "some rows 0",
-    "clusters": "tight clusters, their centres 1 to 10,000 apart",
+    "clusters": "2 to 10 tight clusters, their centres 1 to 100,000,000 apart",
+    "outlier": "one row of a or b 1e3 to 1e18 times as large as the others",
+    "sides apart": "a and b apart by a common vector of length 1 to 1,000",
+    "ignored huge": "rows of the label that is ignored hold numbers up to 1e25",
     "magnitudes": "rows that differ in size by up to six powers of ten",
     "offset": "a common offset of all scores, or one for each row",
 }
@@ -28,6 +32,7 @@ CPU_WAYS = (
 WAYS = (*CPU_WAYS, "triton")
 SIMILARITIES = ("dot", "cosine", "euclidean")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+LOW_PRECISION = ("float16", "bfloat16")
 LAYOUTS = ("contiguous", "transposed", "sliced", "columns apart", "rows apart", "expanded rows", "expanded columns")
 LABEL_DTYPES = ("int64", "int32", "int16", "int8", "uint8", "bool", "uint16", "uint32", "uint64")
 CLASSES = ("balanced", "skewed", "one", "distinct")
@@ -45,6 +50,8 @@ DEPTHS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129
 SCORES = (2**12, 2**12, 2**12, 2**16, 2**16, 2**17, 2**18)
 MANY_SCORES = 2**20
 SMALL_SCORES = 2**13
+TINY_UPSTREAM = 1e-34
+"""Times the least weight it is still a normal number; what is made of it on the way to a gradient may not be."""
 ENTRIES = 2**19
 """Of both embeddings, at most."""
 FLUSHED_COLUMNS = (2**13 - 1, 2**13, 2**13 + 1)
@@ -96,7 +103,7 @@ class Case:
     class_count: int
     sorted_labels: bool
     deviation: float
-    """Of the logits where the kind has one; of clusters and offsets how far they are apart."""
+    """Of the logits where the kind has one; how far clusters, offsets and sides are apart; the factor of an outlier."""
     poisoned: bool
     """Whether fresh memory holds NaN."""
     threads: int
@@ -124,22 +131,27 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
     draw = random.Random(f"{seed}:{number}:{interpreted}")
     way = "triton" if interpreted else draw.choice(CPU_WAYS)
     kind = draw.choice(tuple(KINDS))
-    # Tight clusters are for distances, for which their common offset is a hazard.
-    similarity = _mostly(draw, "euclidean" if kind == "clusters" else "dot", SIMILARITIES, 0.6)
     dtype = _mostly(draw, "float32", DTYPES, 0.5)
     eps = _mostly(draw, 1e-8, EPS, 0.5)
+    if kind == "faint" and dtype == "float16":
+        # Which holds nothing of it.
+        dtype = "float32"
     if interpreted and dtype == "bfloat16":
         # Triton's interpreter does not round to it as a GPU does.
         dtype = "float32"
     if way.startswith("native") and draw.random() < 0.8:
         # What machine code takes; the rest sees that it gives way.
-        dtype, eps = _mostly(draw, "float32", DTYPES[:3], 0.6), _mostly(draw, 1e-8, (1e-6, 1e-3, 1e-10), 0.7)
+        dtypes = [x for x in DTYPES[:3] if (kind, x) != ("faint", "float16")]
+        dtype, eps = _mostly(draw, "float32", dtypes, 0.6), _mostly(draw, 1e-8, (1e-6, 1e-3, 1e-10), 0.7)
+    similarity = _similarity(draw, kind, dtype)
     n, m, d = _sizes(draw, way, similarity)
-    classes = draw.choice(CLASSES)
-    class_count = {"one": 1, "distinct": n}.get(classes, draw.randint(1, min(n, 40)))
-    low, high = {"shifts": (4.0, 60.0), "huge": (60.0, 1e4), "clusters": (1.0, 1e4), "offset": (0.1, 300.0)}.get(
-        kind, (0.01, 10.0)
-    )
+    classes, class_count = _classes(draw, kind, n)
+    low, high = _deviations(kind, dtype, similarity)
+    other = _log_uniform(draw, 0.03, 30.0)
+    usual = 1.0
+    if kind == "clusters" and similarity == "euclidean" and draw.random() < 0.7:
+        # Distances within a cluster are 2 D: neither flat nor one-hot.
+        usual = other = d * _log_uniform(draw, 0.3, 30.0)
     return Case(
         seed=seed,
         number=number,
@@ -150,15 +162,16 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
         d=d,
         dtype=dtype,
         similarity=similarity,
-        temperature=_weight(draw, 1.0, _log_uniform(draw, 0.03, 30.0)),
+        temperature=_weight(draw, usual, other),
         walker_weight=_weight(draw, 1.0, draw.choice((0.0, _log_uniform(draw, 1e-3, 1e3), -0.5))),
         visit_weight=_weight(draw, 0.5, draw.choice((0.0, _log_uniform(draw, 1e-3, 1e3), -0.5))),
         eps=eps,
-        ignored=_mostly(draw, "nothing", IGNORED, 0.6),
+        ignored="some" if kind == "ignored huge" else _mostly(draw, "nothing", IGNORED, 0.6),
         statistics=draw.random() < 0.35,
         needs=_mostly(draw, "both", NEEDS, 0.6),
-        upstream=_upstream(draw, dtype),
-        layout_a=_mostly(draw, "contiguous", LAYOUTS, 0.5),
+        upstream=_log_uniform(draw, TINY_UPSTREAM, 1e-28) if kind == "faint" else _upstream(draw, dtype),
+        # Rows that repeat the first could all be of the label that is ignored.
+        layout_a=_mostly(draw, "contiguous", LAYOUTS[: -2 if kind == "ignored huge" else None], 0.5),
         layout_b=_mostly(draw, "contiguous", LAYOUTS, 0.5),
         label_dtype=_mostly(draw, "int64", _label_dtypes(class_count), 0.4),
         classes=classes,
@@ -167,6 +180,39 @@ def describe(seed: int, number: int, interpreted: bool = False) -> Case:
         deviation=_log_uniform(draw, low, high),
         poisoned=draw.random() < 0.4,
         threads=2 if n * m <= SMALL_SCORES and draw.random() < 0.06 else 1,
+    )
+
+
+def _similarity(draw: random.Random, kind: str, dtype: str) -> str:
+    """Distances for what is a hazard to them; unit rows often for dtypes that do not hold them."""
+    if kind in ("outlier", "sides apart"):
+        return "euclidean"
+    if dtype in LOW_PRECISION and draw.random() < 0.3:
+        return "cosine"
+    return _mostly(draw, "euclidean" if kind == "clusters" else "dot", SIMILARITIES, 0.6)
+
+
+def _classes(draw: random.Random, kind: str, n: int) -> tuple[str, int]:
+    """How labels are distributed, and over how many classes."""
+    classes = draw.choice(CLASSES)
+    if kind == "clusters" and (classes in CLASSES[:2] or draw.random() < 0.6):
+        # Those of the clusters.
+        return draw.choice(CLASSES[:2]), min(n, draw.randint(2, 10))
+    if kind == "ignored huge":
+        return "balanced" if classes == "one" else classes, n if classes == "distinct" else min(n, draw.randint(2, 10))
+    return classes, {"one": 1, "distinct": n}.get(classes, draw.randint(1, min(n, 40)))
+
+
+def _deviations(kind: str, dtype: str, similarity: str) -> tuple[float, float]:
+    """The least and the largest `Case.deviation`."""
+    if kind == "clusters":
+        # Of products beyond it nothing is left; float16 ends at 65,504.
+        largest = {"float64": 1e6, "float16": 1e4}.get(dtype, 1e8)
+        return 1.0, min(largest, 100.0) if similarity == "dot" else largest
+    if kind == "outlier":
+        return 1e3, 1e5 if dtype == "float16" else 1e18
+    return {"shifts": (4.0, 60.0), "huge": (60.0, 1e4), "offset": (0.1, 300.0), "sides apart": (1.0, 1e3)}.get(
+        kind, (0.01, 10.0)
     )
 
 
@@ -199,9 +245,11 @@ def _weight(draw: random.Random, usual: float, other: float) -> Weight:
 
 
 def _upstream(draw: random.Random, dtype: str) -> float:
-    """From 1e-30 to 1e20; what float16 holds of a gradient lies between 6e-8 and 65,504."""
+    """From 1e-34 to 1e20, often tiny; what float16 holds of a gradient lies between 6e-8 and 65,504."""
     if draw.random() < 0.4:
         return 1.0
+    if dtype != "float16" and draw.random() < 0.3:
+        return _log_uniform(draw, 1e-30, 1e-20) * draw.choice((1.0, -1.0))
     low, high = (1e-6, 1e6) if dtype == "float16" and draw.random() < 0.8 else (1e-30, 1e20)
     return _log_uniform(draw, low, high) * draw.choice((1.0, -1.0))
 

@@ -12,6 +12,12 @@ from torch import Tensor
 from benchmarks.fuzz.cases import Case, Weight
 
 _GREATEST_FLOAT16 = 6e4
+_HUGE = 25.0
+"""The power of ten of the largest number of rows that are ignored."""
+
+
+_OWN_DEVIATION = ("offset", "outlier", "sides apart")
+"""Kinds whose `Case.deviation` is not that of logits."""
 
 
 class Inputs(NamedTuple):
@@ -53,7 +59,11 @@ def make_inputs(case: Case) -> Inputs:
     draw = random.Random(f"{case.seed}:{case.number}:numbers")
     generator = torch.Generator().manual_seed(draw.getrandbits(62))
     labels, classes = _labels(case, draw)
+    ignored = _ignore_index(case, labels, draw)
     a, b = _embeddings(case, draw, generator, classes)
+    if case.kind == "ignored huge":
+        huge = torch.tensor([x == ignored for x in labels.tolist()])
+        a[huge] *= 10.0 ** draw.uniform(0.0, _HUGE) / a.abs().max().clamp_min(1e-30)
     dtype = getattr(torch, case.dtype)
     if case.dtype == "float16":
         a, b = (x.clamp(-_GREATEST_FLOAT16, _GREATEST_FLOAT16) for x in (a, b))
@@ -62,7 +72,6 @@ def make_inputs(case: Case) -> Inputs:
         _number(x) for x in (case.temperature, case.walker_weight, case.visit_weight)
     )
     memory = [memory_a, memory_b, labels, *(x.detach().reshape(1) for x in numbers if isinstance(x, Tensor))]
-    ignored = _ignore_index(case, labels, draw)
     return Inputs(a, b, labels, temperature, walker_weight, visit_weight, ignored, tuple(memory))
 
 
@@ -77,11 +86,16 @@ def _embeddings(case: Case, draw: random.Random, generator: torch.Generator, cla
     n, m, d, kind = case.n, case.m, case.d, case.kind
     a, b = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (n, m))
     if kind == "clusters":
-        centres = torch.randn(case.class_count, d, generator=generator, dtype=torch.float64) * case.deviation
-        met = torch.randint(0, case.class_count, (m,), generator=generator)
+        count = case.class_count
+        if not 2 <= count <= 10:
+            # Labels have nothing to do with them.
+            count = draw.randint(2, 10)
+            classes = torch.randint(0, count, (n,), generator=generator)
+        centres = torch.randn(count, d, generator=generator, dtype=torch.float64) * case.deviation
+        met = torch.randint(0, count, (m,), generator=generator)
         return a + centres[classes], b + centres[met]
     temperature = case.temperature.value
-    deviation = 1.0 if kind == "offset" else case.deviation
+    deviation = math.exp(draw.uniform(-4.0, 2.0)) if kind in _OWN_DEVIATION else case.deviation
     if case.similarity == "euclidean":
         # |a - b|^2 of normal rows of size x has a standard deviation of 2 x^2 sqrt(2 D).
         size = math.sqrt(deviation * temperature / math.sqrt(8.0 * d))
@@ -102,6 +116,12 @@ def _embeddings(case: Case, draw: random.Random, generator: torch.Generator, cla
         a, b = (
             x * 10.0 ** (6.0 * torch.rand(len(x), 1, generator=generator, dtype=torch.float64) - 4.0) for x in (a, b)
         )
+    elif kind == "outlier":
+        x = draw.choice((a, b))
+        x[draw.randrange(len(x))] *= case.deviation
+    elif kind == "sides apart":
+        apart = torch.randn(d, generator=generator, dtype=torch.float64)
+        a += apart * (case.deviation / apart.norm())
     elif kind == "offset":
         # Scores of dot products move by it: of all rows, or of each by its own share.
         share = (

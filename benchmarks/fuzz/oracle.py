@@ -40,13 +40,17 @@ class Truth(NamedTuple):
     terms: dict[str, Tensor]
     """The absolute values of the terms of each, summed: of its shape."""
     scores_resolved: bool
-    """Whether the dtype of accumulation tells similarities apart that differ by one: beyond, anything may come out."""
+    """Whether the dtype of accumulation tells products apart that differ by one, or holds squared distances: beyond,
+    anything may come out. Distances are made of differences, and as exact as eager code's however large."""
     underflows: bool
     """Without ``eps``: whether a probability below a logarithm is too small for the dtype of accumulation."""
     largest: float
     """Of the entries of both embeddings and of what a gradient is multiplied by after the backend; at least 1."""
     normaliser: float
-    """The largest ``lse_a`` or ``lse_b``."""
+    """The largest ``lse_a`` or ``lse_b``; of squared distances their mean weighted by the gradients of the scores, to
+    which a stray row adds nothing however far away."""
+    lost: dict[str, Tensor]
+    """What is known to be lost beside the band: by name, absolute."""
 
 
 def find_truth(case: Case, inputs: Inputs) -> Truth:
@@ -142,7 +146,7 @@ def _score_terms(a: Tensor, b: Tensor, s: Tensor, case: Case) -> Tensor:
 
 def _absolute_terms(
     case: Case, inputs: Inputs, kept: Tensor, classes: Tensor, eps: float, exact: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], bool, bool, float, float]:
+) -> tuple[dict[str, Tensor], bool, bool, float, float, dict[str, Tensor]]:
     """What `Truth` has but for exact and eager results.
 
     The gradient of a score is ``p_ab_ij (U_ij + h_j - rho_i) + q_ij (W_ij - kappa_j)``, where U and W are the round
@@ -155,8 +159,10 @@ def _absolute_terms(
     p, q = s.softmax(1), s.softmax(0)
     p_aba, visit = p @ q.T, p.mean(0)
     same = classes[:, None] == classes[None, :]
-    g = (weights[0] * same / (n * same.sum(1, keepdim=True) * (eps + p_aba))).where(same, 0.0)
-    h = weights[1] / (n * m * (eps + visit))
+    # A term of weight 0 adds nothing, underflow or not.
+    least = torch.finfo(torch.float64).tiny
+    g = (weights[0] * same / (n * same.sum(1, keepdim=True) * (eps + p_aba).clamp_min(least))).where(same, 0.0)
+    h = weights[1] / (n * m * (eps + visit).clamp_min(least))
     u, w = g @ q, g.T @ p
     rho, kappa = (p * (u + h)).sum(1, keepdim=True), (p * u).sum(0)
     ds = (p * (u + h + rho) + q * (w + kappa)) / temperature
@@ -188,20 +194,30 @@ def _absolute_terms(
         of_rows, terms["db"] = ds @ b.abs(), ds.T @ a.abs()
     terms["da"] = torch.zeros_like(exact["da"]).index_copy_(0, kept, of_rows)
     of_scores = _score_terms(a, b, s, case)
+    finite = float(s.abs().max()) < 1.0 / limits.eps
+    normaliser = max(float(s.logsumexp(dim).abs().max()) for dim in (0, 1))
+    lost: dict[str, Tensor] = {}
     if case.similarity == "euclidean":
         of_scores = 2.0 * difference.square().sum(2) / temperature
+        finite = float(s.abs().max()) * max(1.0, float(temperature)) < limits.max / 4.0
+        net = (p * (u + h - rho) + q * (w - kappa)).abs()
+        normaliser = float((net * s.abs()).sum() / net.sum().clamp_min(torch.finfo(torch.float64).tiny))
+        # From the gradients of embeddings, around their middle, in float64.
+        centre = (a.mean(0) + b.mean(0)) / 2.0
+        norms_a, norms_b = ((x - centre).norm(dim=1) for x in (a, b))
+        squares = (norms_a[:, None] + norms_b[None, :]).square() / temperature
+        lost["dtemperature"] = torch.finfo(torch.float64).eps * (ds * squares).sum()
     terms["dtemperature"] = (ds * of_scores).sum()
     # A loss is a mean of logarithms of probabilities, each of which is off by a rounding of 1 at least.
     for name in LOSSES:
         terms[name] = terms[f"d{name}_weight"] = exact[name].abs().clamp_min(1.0)
     terms["loss"] = sum(
-        (weight * terms[name] for weight, name in zip(weights, LOSSES, strict=True)), torch.zeros(()).double()
+        (weight * terms[name] for weight, name in zip(weights, LOSSES, strict=True) if weight != 0.0),
+        torch.zeros(()).double(),
     )
     for name in STATISTICS[2:]:
         terms[name] = exact[name]
-    finite = float(s.abs().max()) < 1.0 / limits.eps
-    normaliser = max(float(s.logsumexp(dim).abs().max()) for dim in (0, 1))
-    return terms, finite, underflows, max(*factors, 1.0 / float(temperature)), normaliser
+    return terms, finite, underflows, max(*factors, 1.0 / float(temperature)), normaliser, lost
 
 
 def _safe_norms(x: Tensor) -> Tensor:
