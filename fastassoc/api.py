@@ -217,8 +217,11 @@ def walker_visit_loss(
 def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows over their norms; a zero row stays zero, with finite derivatives."""
     x = x.to(dtype)
-    square = x.square().sum(1, keepdim=True)
-    return x * square.where(square > 0.0, 1.0).rsqrt()
+    # The norm of a zero row has no second derivative.
+    present = (x != 0.0).any(1, keepdim=True)
+    norm = torch.linalg.vector_norm(x.where(present, 1.0), dim=1, keepdim=True)
+    unit: Tensor = x / norm.where(present & (norm > 0.0), 1.0)
+    return unit
 
 
 def _is_zero(weight: float | Tensor) -> bool:

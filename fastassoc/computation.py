@@ -132,12 +132,10 @@ def gradients(
             assert db is not None
             degree = sum((x * dx).sum(dtype=torch.float64) for x, dx in ((inputs.a, da), (inputs.b, db)))
             dtemperature = degree / temperature.double().mul(-2.0)
-        root = _root(temperature, precision.dtype)
-        return CallGradients(
-            da * root if needs[0] and da is not None else None,
-            db * root if needs[1] and db is not None else None,
-            dtemperature,
-        )
+        if not precision.differences:
+            root = _root(temperature, precision.dtype)
+            da, db = (None if x is None else x * root for x in (da, db))
+        return CallGradients(da if needs[0] else None, db if needs[1] else None, dtemperature)
 
 
 def _form(
@@ -152,7 +150,10 @@ def _form(
             # Half way, so that neither side's norms outweigh the other's where the two lie apart.
             centre = (a.mean(0) + b.mean(0)).mul_(0.5)
             a, b = a - centre, b - centre
-        if temperature is not None:
+        if temperature is not None and precision.differences:
+            # Embeddings times anything are rounded, and their differences with them.
+            scale /= float(temperature)
+        elif temperature is not None:
             root = _root(temperature, precision.dtype)
             a, b = a * root, b * root
         bias_a, bias_b = (x.square().sum(1).mul_(-scale) for x in (a, b))

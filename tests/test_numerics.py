@@ -395,3 +395,14 @@ def test_same_bits_on_every_run() -> None:
     first = evaluate(fastassoc.walker_visit_loss, case)
     for _ in range(5):
         assert all(torch.equal(x, y) for x, y in zip(evaluate(fastassoc.walker_visit_loss, case), first, strict=True))
+
+
+# Equal scores whose logarithm of a sum has no digit left for the number of them.
+@pytest.mark.parametrize("size", [1e3, 1e8, 1e12])
+def test_equal_scores_however_large(size: float) -> None:
+    generator = seeded()
+    # Of one dimension, so that no order of summation rounds them differently.
+    b = torch.randn(1, 1, generator=generator, dtype=torch.float64).repeat(60, 1)
+    case = Case(torch.randn(40, 1, generator=generator, dtype=torch.float64) * size, b, torch.arange(40) % 4)
+    _, statistics = fastassoc.walker_visit_loss(*case, return_stats=True)
+    torch.testing.assert_close(statistics.visit_probability, torch.full_like(b[:, 0], 1 / 60), rtol=1e-12, atol=0.0)

@@ -16,12 +16,13 @@ What underflows in this merged form changes every term of ``p_aba`` by less than
 the factors lie within limits (`_holds`): in float32 where no logarithms of R and C, unshifted, are 100 apart.
 Beyond, and for an ``eps`` of 0, the form is plain: normalisers first, two exponentials, two products, nothing kept:
 
-    t_ij = exp(s_ij - r_i)            r_i = lse_a_i                 p_ab_ij = t_ij f_i            g_j = u_i = 1
-    q_ij = exp(s_ij - c_j) v_j        c_j = lse_b_j                 p_ba_ji = q_ij
+    t_ij = exp(s_ij - r_i)            r_i = max_j s_ij              p_ab_ij = t_ij f_i            g_j = u_i = 1
+    q_ij = exp(s_ij - c_j) v_j        c_j = max_i s_ij              p_ba_ji = q_ij
 
-R and both ``lse`` are float64: the rows of ``p_ab`` must sum to one to the last bit of float32, or the gradient, a
-difference of nearly equal terms, is lost; a float32 ``lse_a`` of 10 is already off by 5e-7. The shifts r and c are
-whole numbers, which cost next to no rounding; the factors make up for the rest.
+with f and v the inverses of the sums of these exponentials. Sums are float64: the rows of ``p_ab`` must sum to one to
+the last bit of float32, or the gradient, a difference of nearly equal terms, is lost. No logarithm of a sum is held: in
+float32 one of 10 is already off by 5e-7, and in float64 one of 1e16 has lost the sum. Shifts of the merged form are
+whole numbers, which cost next to no rounding.
 """
 
 from __future__ import annotations
@@ -106,9 +107,8 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
 
 def plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
     """The plain form: any finite scores, and NaN where they are not finite."""
-    lse_a, lse_b = normalisers(problem)
-    r, c = (lse.round().to(problem.dtype) for lse in (lse_a, lse_b))
-    f, v = ((shift - lse).exp_().to(problem.dtype) for shift, lse in ((r, lse_a), (c, lse_b)))
+    (r, row_sum), (c, column_sum) = normalisers(problem)
+    f, v = (x.reciprocal_().to(problem.dtype) for x in (row_sum, column_sum))
     factors = _Factors(r, c, None, f, torch.ones_like(v), torch.ones_like(f), v)
     tiling = Tiling(problem)
     scratch, back_scratch = (Scratch(problem, tiling) for _ in range(2))
@@ -129,26 +129,29 @@ def plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
     return Walks(p_aba, visit, (*factors, None, rho_visit) if needs_gradient else ())
 
 
-def normalisers(problem: Problem) -> tuple[Tensor, Tensor]:
-    """``lse_a`` [N] and ``lse_b`` [M] in float64, whatever the scores; NaN where any is not finite."""
+def normalisers(problem: Problem) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Of rows, and of columns: the largest score, and the sum, in float64, of the exponentials of scores less that.
+
+    The pair is the logarithm of the sum of exponentials, whatever the scores; the sum is NaN where any is not finite.
+    """
     tiling = Tiling(problem)
     scratch, exponential_scratch = (Scratch(problem, tiling) for _ in range(2))
     scores = Scores(problem, tiling)
-    lse_b = problem.a.new_empty(problem.b.shape[0], dtype=torch.float64)
+    column_max = problem.a.new_empty(problem.b.shape[0], dtype=problem.dtype)
+    column_sum = torch.empty_like(column_max, dtype=torch.float64)
     row_max = problem.a.new_full((problem.blocks.rows,), -math.inf, dtype=problem.dtype)
     row_sum = torch.zeros_like(row_max, dtype=torch.float64)
     for tile in tiling.tiles(None):
         s = scores.raw(tile, out=scratch.shaped(tile))
         if not all(bound.isfinite() for bound in s.aminmax()):
-            return row_sum.fill_(math.nan), lse_b.fill_(math.nan)
+            return (row_max, row_sum.fill_(math.nan)), (column_max.zero_(), column_sum.fill_(math.nan))
         out = exponential_scratch.shaped(tile)
-        column_max = s.amax(0)
-        column_sum = torch.sub(s, column_max, out=out).exp_().sum(0)
-        lse_b[tile.columns] = column_sum.double().log_().add_(column_max)
+        highest = torch.amax(s, 0, out=column_max[tile.columns])
+        column_sum[tile.columns] = torch.sub(s, highest, out=out).exp_().sum(0)
         previous_max, row_max = row_max, torch.maximum(row_max, s.amax(1))
         row_sum *= torch.exp(previous_max - row_max)
         row_sum += torch.sub(s, row_max.unsqueeze(1), out=out).exp_().sum(1)
-    return row_sum.log_().add_(row_max), lse_b
+    return (row_max, row_sum), (column_max, column_sum)
 
 
 class _Visits:
