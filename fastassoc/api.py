@@ -111,7 +111,8 @@ def walker_visit_loss(
             ``a`` and ``b`` above 16 times the temperature, nor much above the distance to the nearest neighbour. Else
             they are computed in float64, which takes several times as long, or, for float64 inputs and for tight
             clusters very far apart, from differences, which takes longer still. To choose, the similarities are
-            computed once more, and on a GPU the host waits for one number.
+            computed once more, and on a GPU the host waits for one number. With clusters R apart and noise of size 1 a
+            learned temperature's gradient loses 2e-16 R^2 of itself, and on a GPU float64 gradients lose 2e-16 R.
         temperature: divides the similarities, greater than 0; a tensor of one element receives a gradient.
         eps: from 0 to 1, added to probabilities before the logarithm, in the accumulation dtype. 0 gives the paper's
             plain cross-entropy, which is infinite where a probability underflows to 0, and whose gradient is that of
