@@ -91,8 +91,7 @@ def gradients(
     inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.Backend`."""
-    # Read as numbers, the upstream gradients are factors that a product takes along (compiled autograd, which traces a
-    # backward pass, has a graph break here).
+    # Read as numbers, the upstream gradients are factors that a product takes along.
     walker, visit = (None if x is None else float(x.item()) for x in (grad_walker, grad_visit))
     factor = _common_factor(walker or 0.0, visit or 0.0)
     if factor == 1.0:
