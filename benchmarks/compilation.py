@@ -78,7 +78,7 @@ class Compilation(NamedTuple):
 
     @classmethod
     def of(cls, launch: Any, architecture: str) -> Compilation:
-        """What a launch (`fastassoc.backends.triton_launch.Launch`) compiles to there."""
+        """What a launch (`fastassoc.backends.triton.launch.Launch`) compiles to there."""
         kernel = launch.kernel.fn
         signature, constants, attributes = launch.specialisation()
         place = (architecture, kernel.__module__, kernel.__name__)

@@ -63,7 +63,7 @@ class Row(NamedTuple):
 
 def shipped(architectures: Iterable[str], modes: Iterable[str], depths: Iterable[int]) -> list[Use]:
     """All that ships."""
-    from fastassoc.backends.triton_shipped import shipped_launches
+    from fastassoc.backends.triton.shipped import shipped_launches
 
     uses = []
     for architecture in architectures:

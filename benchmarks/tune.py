@@ -32,7 +32,7 @@ from benchmarks.gpu.checks import allowed_error
 from benchmarks.gpu.launches import noted_launches
 from benchmarks.gpu.plan import FULL, Clock, Context, Size
 from benchmarks.modes import MODES, float32_products, interpret
-from fastassoc.kernels.configs import Config, Tile
+from fastassoc.kernels.triton.configs import Config, Tile
 
 SCORE_PASSES = ("normalisers", "visits")
 CLASS_PASSES = ("round_trips", "kappa", "column_gradients", "row_gradients")
@@ -226,7 +226,7 @@ def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> It
 
 def objections(assignment: Assignment) -> list[str]:
     """Limits that the kernel breaks, with both losses and without biases; for a process that compiles."""
-    from fastassoc.backends.triton_shipped import shipped_launches
+    from fastassoc.backends.triton.shipped import shipped_launches
 
     trial, base, depth, mode, architecture = assignment
     with float32_products(MODES[mode].precision), _configured(trial.within(base)):

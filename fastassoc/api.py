@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastassoc import operators, validation
 from fastassoc.autograd import OperatorFunction, WalkerVisitFunction
-from fastassoc.backends import choose_backend, own_precision
-from fastassoc.computation import Call
+from fastassoc.backends import choose_backend
+from fastassoc.computation import Call, own_precision
 
 _TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fastassoc import computation, operators, validation
-from fastassoc.backends import own_precision
-from fastassoc.computation import Call
+from fastassoc.computation import Call, own_precision
 
 _NONE = (None, None, None, None)
 

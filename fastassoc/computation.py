@@ -13,12 +13,13 @@ float64, and where that does not do, backends take distances from differences.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastassoc.backends import Backend, Inputs, Losses, Saved, own_precision
+from fastassoc.backends.protocol import Backend, Inputs, Losses, Saved
 
 _NEAR, _ROUNDINGS, _LARGEST = 1.5, 3.0, 16.0
 """Products are exact enough where the squared norm of a row, over T, is at most the first times its least squared
@@ -29,6 +30,7 @@ _FLOAT64 = 2.0**29
 """How many times more exact float64 is than float32."""
 _TILE_SCORES = 2**20
 """Scores that `_digits_needed` looks at together."""
+_UNCHANGED = nullcontext()
 
 
 class Call(NamedTuple):
@@ -59,7 +61,7 @@ class Precision(NamedTuple):
     dtype: torch.dtype
     """Accumulation dtype of the backend."""
     differences: bool
-    """See `fastassoc.backends.Inputs`."""
+    """See `fastassoc.backends.protocol.Inputs`."""
 
 
 class Forward(NamedTuple):
@@ -77,6 +79,13 @@ class CallGradients(NamedTuple):
     a: Tensor | None
     b: Tensor | None
     temperature: Tensor | None
+
+
+def own_precision(a: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off: the library chooses its own precision."""
+    # Naming a device's type costs as much as a small operation.
+    device = "cpu" if a.is_cpu else a.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _UNCHANGED
 
 
 def accumulation_dtype(a: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ Names, wherever Triton kernels and passes meet:
 | ``rows`` | [4, N] | maximum, inverse sum, ``rho`` of the walker and of the visits |
 | ``columns`` | [3, M] | maximum, inverse sum, ``h`` |
 | ``kappa`` | [M] | ``sum_i p_ab_ij sum_k g_ik q_kj`` |
-| ``slots``, ``tiles`` | | rows in the order of class tiles, and the tiles; see `fastassoc.kernels.rows` |
+| ``slots``, ``tiles`` | | rows in the order of class tiles, and the tiles; see `fastassoc.kernels.triton.rows` |
 | ``da``, ``db`` | [N, D], [M, D] | gradients |
 """
 

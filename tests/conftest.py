@@ -9,7 +9,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastassoc.backends import cpu, cpu_labels, cpu_machine, cpu_memory, cpu_native, cpu_tiles, cpu_walk, cpu_whole
+from fastassoc.backends import cpu
+from fastassoc.backends.cpu import labels, memory
+from fastassoc.backends.cpu.native import forward, machine, walk
+from fastassoc.backends.cpu.operations import tiling, whole
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -37,28 +40,28 @@ def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @functools.cache
-def narrow_machine() -> cpu_machine.Machine | None:
+def narrow_machine() -> machine.Machine | None:
     """Code for AVX2 runs on processors with AVX-512 as well."""
-    return cpu_machine.compile_machine(wide=False)
+    return machine.compile_machine(wide=False)
 
 
 def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
     """Sends every batch that machine code takes through it, shared by threads however small it is."""
-    own = cpu_machine.machine()
+    own = machine.machine()
     if own is None:
         pytest.skip("machine code cannot run here")
     if path == "native narrow":
         assert narrow_machine() is not None
-        monkeypatch.setattr(cpu_machine, "machine", narrow_machine)
+        monkeypatch.setattr(machine, "machine", narrow_machine)
     monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
-    monkeypatch.setattr(cpu_walk, "_SERIAL", 0)
+    monkeypatch.setattr(walk, "_SERIAL", 0)
     if path == "native tiles":
         for name in ("_MIN_COLUMNS", "_TILE_BYTES", "_KEPT_BYTES", "_WORKSPACE_BYTES", "_STRIP_BYTES"):
-            monkeypatch.setattr(cpu_walk, name, 16 if name == "_MIN_COLUMNS" else 0)
-        monkeypatch.setattr(cpu_walk, "FLUSHED_COLUMNS", 30)
+            monkeypatch.setattr(walk, name, 16 if name == "_MIN_COLUMNS" else 0)
+        monkeypatch.setattr(walk, "FLUSHED_COLUMNS", 30)
     # Not what was cached with other bounds, now and after the test.
-    sizes = functools.lru_cache(maxsize=8)(cpu_walk._sizes.__wrapped__)
-    monkeypatch.setattr(cpu_walk, "_sizes", sizes)
+    sizes = functools.lru_cache(maxsize=8)(walk._sizes.__wrapped__)
+    monkeypatch.setattr(walk, "_sizes", sizes)
     monkeypatch.setattr(cpu, "_latest", None)
     return path
 
@@ -72,39 +75,39 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def spy_on_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list with an entry for every backward pass by machine code."""
     used: list[int] = []
-    gradients = cpu_native.gradients
+    gradients = forward.gradients
 
     def noting(*arguments):  # type: ignore[no-untyped-def]
         used.append(1)
         return gradients(*arguments)
 
-    monkeypatch.setattr(cpu_native, "gradients", noting)
+    monkeypatch.setattr(forward, "gradients", noting)
     return used
 
 
 def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Sends every batch through "dense" (one block), "whole" (class blocks, merged where that holds) or tiles."""
-    monkeypatch.setattr(cpu_machine, "machine", lambda: None)
+    monkeypatch.setattr(machine, "machine", lambda: None)
     monkeypatch.setattr(cpu, "_latest", None)
-    monkeypatch.setattr(cpu_labels, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
+    monkeypatch.setattr(labels, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
     monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
-    monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 10**18)
+    monkeypatch.setattr(whole, "_PLAIN_SCORES", 10**18)
     if path == "whole":
-        monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
-        monkeypatch.setattr(cpu_whole, "_ALLOCATED", 0)
+        monkeypatch.setattr(whole, "_MERGED_SCORES", 0)
+        monkeypatch.setattr(whole, "_ALLOCATED", 0)
 
 
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """Tiles of 16 columns, ``kept`` of which stay in memory."""
-    monkeypatch.setattr(cpu_tiles, "_MIN_COLUMNS", 16)
-    monkeypatch.setattr(cpu_tiles, "_TILE_BYTES", 0)
-    monkeypatch.setattr(cpu_tiles.Tiling, "keep_limit", lambda self, problem, needs_gradient: kept)
+    monkeypatch.setattr(tiling, "_MIN_COLUMNS", 16)
+    monkeypatch.setattr(tiling, "_TILE_BYTES", 0)
+    monkeypatch.setattr(tiling.Tiling, "keep_limit", lambda self, problem, needs_gradient: kept)
 
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fresh memory holds NaN, so that an entry nobody wrote shows."""
-    monkeypatch.setattr(cpu_memory, "_free", {})
+    monkeypatch.setattr(memory, "_free", {})
     fill = torch.utils.deterministic.fill_uninitialized_memory
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.utils.deterministic.fill_uninitialized_memory = True

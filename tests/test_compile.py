@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastassoc
 from fastassoc import operators
-from fastassoc.backends import cpu_labels
+from fastassoc.backends.cpu import labels
 from tests.cases import make_case
 from tests.conftest import take_path
 
@@ -143,7 +143,7 @@ def test_weights_and_temperatures_that_change_from_step_to_step() -> None:
 
 def test_compiled_with_transposed_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     take_path(monkeypatch, "tiles")
-    monkeypatch.setattr(cpu_labels, "_DENSE_PRODUCTS", 10**18)
+    monkeypatch.setattr(labels, "_DENSE_PRODUCTS", 10**18)
     case = make_case(9, 20, 5, 3)
     a, b = (x.t().contiguous().t() for x in case[:2])
     options = (case.labels, None, 1.0, False, 1e-8, False, True)

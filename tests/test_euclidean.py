@@ -7,7 +7,8 @@ import torch
 
 import fastassoc
 from fastassoc import computation, reference
-from fastassoc.backends import Inputs, choose_backend
+from fastassoc.backends import choose_backend
+from fastassoc.backends.protocol import Inputs
 from fastassoc.computation import Call, Precision
 from tests.cases import Case, evaluate, relative_error, seeded
 

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import cpu, cpu_whole
+from fastassoc.backends import cpu
+from fastassoc.backends.cpu.operations import whole
 from tests.cases import Case, evaluate, make_case, relative_error
 
 FLOAT32_STEPS = 32 * torch.finfo(torch.float32).eps
@@ -162,7 +163,7 @@ def test_labels_of_other_dtypes_are_other_labels() -> None:
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("fake_labels", [False, True])
 def test_fake_tensors_leave_nothing_behind(fake_labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cpu, cpu_whole):
+    for module in (cpu, whole):
         monkeypatch.setattr(module, "_latest", None)
     case = make_case(17, 30, 6, 3, dtype=torch.float32)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -11,9 +11,10 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends import Inputs, Problem, cpu_blocked, cpu_whole
-from fastassoc.backends.block_losses import weighted_log
-from fastassoc.classes import class_blocks
+from fastassoc.backends.cpu.operations import tiles, whole
+from fastassoc.backends.cpu.operations.class_blocks import class_blocks
+from fastassoc.backends.cpu.operations.losses import weighted_log
+from fastassoc.backends.protocol import Inputs, Problem
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error, seeded
 
 pytestmark = pytest.mark.usefixtures("cpu_path")
@@ -49,7 +50,7 @@ def test_float32_is_as_exact_as_eager_over_many_columns(classes: int) -> None:
 @pytest.mark.parametrize("classes", [10, 5, 2])
 def test_float32_is_as_exact_as_eager_with_few_rows(monkeypatch: pytest.MonkeyPatch, classes: int, eps: float) -> None:
     # The library's softmax over that many columns is less exact; in the plain form this batch goes through tiles.
-    monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 2**18)
+    monkeypatch.setattr(whole, "_PLAIN_SCORES", 2**18)
     case = make_case(10, 100_000, 64, 0, scale=0.6, dtype=torch.float32)
     case = case._replace(labels=torch.arange(10) % classes)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, eps=eps)
@@ -84,7 +85,7 @@ def test_gradients_by_sums_of_nearly_equal_terms(
     monkeypatch: pytest.MonkeyPatch, n: int, m: int, weights: tuple[float, float]
 ) -> None:
     # As above: not the library's softmax over so many columns.
-    monkeypatch.setattr(cpu_whole, "_PLAIN_SCORES", 2**19)
+    monkeypatch.setattr(whole, "_PLAIN_SCORES", 2**19)
     case = make_case(n, m, 4, 4, scale=0.01, dtype=torch.float32)
     case.a[:, 0] += 1.0
     case.b[:, 0] += 1.0
@@ -169,7 +170,7 @@ def test_merged_form_holds_within_its_range(spread: float, holds: bool) -> None:
     problem = Problem(
         case.a[blocks.order], case.b, None, None, 1.0, 1e-8, blocks, walker=True, visit=True, dtype=torch.float32
     )
-    assert (cpu_blocked.merged_walks(problem, True) is not None) == holds
+    assert (tiles.merged_walks(problem, True) is not None) == holds
 
 
 def test_scores_that_grow_from_tile_to_tile() -> None:
@@ -241,12 +242,12 @@ def test_rows_of_very_different_size(lowest: float) -> None:
 def test_unshifted_exponentials_only_within_their_limits(
     score: float, eps: float, merged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_whole, "_MERGED_SCORES", 0)
+    monkeypatch.setattr(whole, "_MERGED_SCORES", 0)
     a, b = torch.full((10, 1), score), torch.ones(10, 1)
     blocks = class_blocks(torch.zeros(10, dtype=torch.int64), torch.float32)
     inputs = Inputs(a, b, None, None, blocks, 1.0, eps, walker=True, visit=True, dtype=torch.float32)
     # The merged form saves two tensors more.
-    saved = cpu_whole.losses(inputs, needs_gradient=True, statistics=False).saved
+    saved = whole.losses(inputs, needs_gradient=True, statistics=False).saved
     assert (len(saved) == 7) == merged
     assert (len(saved) == 5) != merged
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastassoc.backends import cpu_machine
+from fastassoc.backends.cpu.native import machine
 
 _BACKENDS = "fastassoc.backends."
 _ALWAYS = 10**18
@@ -34,7 +34,7 @@ def _constant(value: Any) -> _Replaced:
 @functools.cache
 def _narrow_machine() -> Any:
     """Code for AVX2 runs on processors with AVX-512 as well."""
-    return cpu_machine.compile_machine(wide=False)
+    return machine.compile_machine(wide=False)
 
 
 def _only_shifted(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,56 +47,56 @@ def _only_shifted(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _FRESH_CACHE = _Replaced(lambda cached: functools.lru_cache(maxsize=8)(cached.__wrapped__))
-_NO_MACHINE_CODE = {"cpu_machine.machine": _constant(None)}
+_NO_MACHINE_CODE = {"machine.machine": _constant(None)}
 _TILES = {
     **_NO_MACHINE_CODE,
-    "cpu_labels._DENSE_PRODUCTS": 0,
+    "labels._DENSE_PRODUCTS": 0,
     "cpu._WHOLE_SCORES": 0,
 }
 _SMALL_TILES = {
-    "cpu_tiles._MIN_COLUMNS": 16,
-    "cpu_tiles._TILE_BYTES": 0,
-    "cpu_tiles.Tiling.keep_limit": _constant(2),
+    "tiling._MIN_COLUMNS": 16,
+    "tiling._TILE_BYTES": 0,
+    "tiling.Tiling.keep_limit": _constant(2),
 }
 _WHOLE = {
     **_NO_MACHINE_CODE,
-    "cpu_labels._DENSE_PRODUCTS": 0,
+    "labels._DENSE_PRODUCTS": 0,
     "cpu._WHOLE_SCORES": _ALWAYS,
-    "cpu_whole._PLAIN_SCORES": _ALWAYS,
+    "whole._PLAIN_SCORES": _ALWAYS,
 }
 _NATIVE = {
     "cpu._NATIVE_SCORES": 0,
-    "cpu_walk._SERIAL": 0,
+    "walk._SERIAL": 0,
 }
 
 _SET: dict[str, dict[str, Any]] = {
     "auto": {},
     "native": _NATIVE,
-    "native narrow": {**_NATIVE, "cpu_machine.machine": _Replaced(lambda _: _narrow_machine)},
+    "native narrow": {**_NATIVE, "machine.machine": _Replaced(lambda _: _narrow_machine)},
     # Small tiles, none of them kept, and sums that are flushed after 30 columns.
     "native tiles": {
         **_NATIVE,
-        "cpu_walk._MIN_COLUMNS": 16,
-        "cpu_walk._TILE_BYTES": 0,
-        "cpu_walk._KEPT_BYTES": 0,
-        "cpu_walk._WORKSPACE_BYTES": 0,
-        "cpu_walk._STRIP_BYTES": 0,
-        "cpu_walk.FLUSHED_COLUMNS": 30,
+        "walk._MIN_COLUMNS": 16,
+        "walk._TILE_BYTES": 0,
+        "walk._KEPT_BYTES": 0,
+        "walk._WORKSPACE_BYTES": 0,
+        "walk._STRIP_BYTES": 0,
+        "walk.FLUSHED_COLUMNS": 30,
     },
-    "native shifted": {**_NATIVE, "cpu_native._forward": _Replaced(_only_shifted)},
-    "dense": {**_WHOLE, "cpu_labels._DENSE_PRODUCTS": _ALWAYS},
-    "whole": {**_WHOLE, "cpu_whole._MERGED_SCORES": 0, "cpu_whole._ALLOCATED": 0},
-    "whole plain": {**_WHOLE, "cpu_whole._MERGED_SCORES": _ALWAYS},
+    "native shifted": {**_NATIVE, "forward._forward": _Replaced(_only_shifted)},
+    "dense": {**_WHOLE, "labels._DENSE_PRODUCTS": _ALWAYS},
+    "whole": {**_WHOLE, "whole._MERGED_SCORES": 0, "whole._ALLOCATED": 0},
+    "whole plain": {**_WHOLE, "whole._MERGED_SCORES": _ALWAYS},
     "tiles": _TILES,
     # 16 columns a tile and room to keep two of them: kept tiles, others, and a ragged last one.
     "small tiles": {**_TILES, **_SMALL_TILES},
-    "plain tiles": {**_TILES, **_SMALL_TILES, "cpu_blocked.merged_walks": _constant(None)},
+    "plain tiles": {**_TILES, **_SMALL_TILES, "tiles.merged_walks": _constant(None)},
     "triton": {},
 }
 """What each way sets, by "module.name" of `fastassoc.backends`."""
-_CLEAN: dict[str, Any] = {"cpu._latest": None, "cpu_walk._sizes": _FRESH_CACHE}
+_CLEAN: dict[str, Any] = {"cpu._latest": None, "walk._sizes": _FRESH_CACHE}
 """What was remembered with other bounds, for every way."""
-_POISONED: dict[str, Any] = {"cpu_memory._free": _Replaced(lambda _: {})}
+_POISONED: dict[str, Any] = {"memory._free": _Replaced(lambda _: {})}
 """Memory that is used again would not be filled."""
 
 
@@ -118,7 +118,7 @@ def missing(way: str) -> str | None:
     for name in {**_CLEAN, **_POISONED, **_SET[way]}:
         if not _is_there(name):
             return f"{_BACKENDS}{name} is not there: adapt benchmarks/fuzz/ways.py"
-    if way.startswith("native") and (cpu_machine.machine() is None or _narrow_machine() is None):
+    if way.startswith("native") and (machine.machine() is None or _narrow_machine() is None):
         return "machine code cannot run here"
     return None
 
@@ -163,7 +163,7 @@ def counting_machine_code() -> Iterator[list[int]]:
 
         return noted
 
-    with _setting({"cpu_native.losses": _Replaced(noting)}):
+    with _setting({"forward.losses": _Replaced(noting)}):
         yield given
 
 

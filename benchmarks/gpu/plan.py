@@ -76,7 +76,7 @@ FULL = Plan(
 )
 SMOKE = Plan(
     depth=20,
-    tests=("tests/kernels/test_whole_loss.py", "-k", "test_launches or test_backward_twice"),
+    tests=("tests/kernels/triton/test_whole_loss.py", "-k", "test_launches or test_backward_twice"),
     errors=Size(17, 33, 3, 1),
     repeated=(Size(9, 14, 3, 20),),
     launches=Size(20, 30, 4, 1),

@@ -1,0 +1,1 @@
+"""Float32 by machine code (`fastassoc.kernels.cpu`)."""

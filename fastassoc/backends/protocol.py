@@ -1,0 +1,78 @@
+"""What a backend gets and gives: types and protocols alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Saved = tuple[Tensor | None, ...]
+Needs = tuple[bool, bool, bool, bool]
+
+
+class Inputs(NamedTuple):
+    """A call as a backend meets it. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
+
+    a: Tensor
+    """[N, D], rows as the caller gave them."""
+    b: Tensor
+    """[M, D]."""
+    bias_a: Tensor | None
+    """[N] in the accumulation dtype."""
+    bias_b: Tensor | None
+    """[M] in the accumulation dtype."""
+    labels: Any
+    """What `Backend.prepare_labels` made of the labels."""
+    scale: float
+    eps: float
+    walker: bool
+    """Whether the walker term is wanted."""
+    visit: bool
+    """Whether the visit term is wanted."""
+    dtype: torch.dtype
+    """Accumulation dtype: float64 for float64, else float32."""
+    differences: bool = False
+    """Whether scores are computed as ``-scale / 2 |a_i - b_j|^2``: the same number, biases being ``-scale / 2 |a_i|^2``
+    and ``-scale / 2 |b_j|^2``, but exact for neighbours far from the origin. Gradients of ``a`` and ``b`` may then be
+    whole, with None for those of the biases."""
+
+
+class Losses(NamedTuple):
+    """What the forward passes give; what is not wanted is None. All but ``saved`` is in the accumulation dtype."""
+
+    walker: Tensor | None
+    visit: Tensor | None
+    p_correct: Tensor | None
+    accuracy_estimate: Tensor | None
+    visit_probability: Tensor | None
+    """[M]."""
+    saved: Saved
+    """Tensors that the backend wants back in `Backend.gradients`; empty where no gradient is needed."""
+
+
+class Gradients(NamedTuple):
+    """Gradients, ``a`` and ``bias_a`` with rows in the order of what was given; None where not asked for."""
+
+    a: Tensor | None
+    b: Tensor | None
+    bias_a: Tensor | None
+    bias_b: Tensor | None
+
+
+class Backend(Protocol):
+    """The losses and their gradients; a backend is a module or an object with these functions."""
+
+    def prepare_labels(self, labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> Any:
+        """Labels in the form that the backend works on; rows labelled ``ignore_index`` take no part."""
+
+    def losses(self, inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+        """Losses, and what only statistics want."""
+
+    def gradients(
+        self, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+    ) -> Gradients:
+        """Gradients by ``a``, ``b`` and the biases: those asked for. ``saved`` may come back flat, with more None."""
+
+    def saved_dtypes(self, a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
+        """Dtypes of the tensors in `Losses.saved`, as many as there can be, for an accumulation in ``dtype``."""

@@ -1,0 +1,1 @@
+"""Triton kernels, one pass per file; tile mathematics in `primitives`."""

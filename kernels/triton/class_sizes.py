@@ -1,0 +1,60 @@
+"""Pass 1: the size of every class and the rank of every row in its class, by counting."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def padded_rows(size, CLASS_ROWS: tl.constexpr):
+    """Slots of a class of ``size`` rows: a power of two within a tile, else whole tiles; below ``2 size``."""
+    power = size - 1
+    power |= power >> 1
+    power |= power >> 2
+    power |= power >> 4
+    power |= power >> 8
+    power |= power >> 16
+    return tl.where(size > CLASS_ROWS, (size + CLASS_ROWS - 1) // CLASS_ROWS * CLASS_ROWS, power + 1)
+
+
+@triton.jit
+def class_sizes(
+    labels_ptr, classes_ptr, slots_ptr, tiles_ptr,
+    N, SLOTS, TILES, stride_label, ignore_index: tl.int64,
+    WALKER: tl.constexpr, HAS_IGNORED: tl.constexpr, CLASS_ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``size_i = #{k: label_k = label_i}`` and ``rank_i = #{k < i: label_k = label_i}``; both 0 for ignored rows.
+
+    ``classes`` [3, N] int32: sizes, ranks, and the slots of the class in its first row, 0 in the others. Also empties
+    ``slots`` [2, SLOTS] and ``tiles`` [3, TILES] for `fastassoc.kernels.triton.rows`. Without the walker term every row is a
+    class of its own.
+    """
+    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # 1. Counting: N^2 comparisons of integers, less than the launches of a sort.
+    label = tl.load(labels_ptr + i.to(tl.int64) * stride_label, mask=i < N, other=0).to(tl.int64)
+    size = tl.zeros([BLOCK_N], dtype=tl.int32)
+    rank = tl.zeros([BLOCK_N], dtype=tl.int32)
+    if WALKER:
+        for start in range(0, N, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            other = tl.load(labels_ptr + k.to(tl.int64) * stride_label, mask=k < N, other=0).to(tl.int64)
+            same = (label[:, None] == other[None, :]) & (k < N)[None, :]  # [BLOCK_N, BLOCK_K]
+            size += tl.sum(same.to(tl.int32), 1)
+            rank += tl.sum((same & (k[None, :] < i[:, None])).to(tl.int32), 1)
+    else:
+        size += 1
+    if HAS_IGNORED:
+        kept = label != ignore_index
+        size = tl.where(kept, size, 0)
+        rank = tl.where(kept, rank, 0)
+    tl.store(classes_ptr + i, size, mask=i < N)
+    tl.store(classes_ptr + N + i, rank, mask=i < N)
+    first = (size > 0) & (rank == 0)
+    tl.store(classes_ptr + 2 * N + i, tl.where(first, padded_rows(size, CLASS_ROWS), 0), mask=i < N)
+
+    # 2. No slot has a row, no tile exists.
+    tl.store(slots_ptr + i, -1, mask=i < SLOTS)
+    tl.store(slots_ptr + SLOTS + i, -1, mask=i < SLOTS)
+    tl.store(tiles_ptr + i, 2**31 - 1, mask=i < TILES)
+    tl.store(tiles_ptr + TILES + i, 0, mask=i < TILES)
+    tl.store(tiles_ptr + 2 * TILES + i, 0, mask=i < TILES)

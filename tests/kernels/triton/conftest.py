@@ -1,0 +1,71 @@
+"""Runs only where kernels can run; every test has fresh memory full of NaN and a list of the launches it made."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels.triton.support import Trace
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poisoned_memory: None) -> None:
+    """Whatever no kernel wrote is NaN or the largest integer."""
+
+
+@pytest.fixture(autouse=True)
+def _products_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter a score is the same number in every kernel, as it is where a thread sums it term by term.
+
+    NumPy's library may sum the same terms in another order where the shape of a tile or the processor is another one.
+    Logits of 1,000 then differ by 1e-4 between the pass that normalises exponentials and the one that uses them.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton.runtime import interpreter
+
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def rounded_once(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        if not all(x.data.dtype == np.float32 for x in (a, b, d)):
+            return create_dot(self, a, b, d, *rest)
+        product = np.matmul(a.data, b.data, dtype=np.float64).astype(np.float32)
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", rounded_once)
+
+
+@pytest.fixture(params=["small tiles", "one tile"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Tiles of 32 rows and columns and 64 of the embedding, so that all is looped over; and tiles that hold more."""
+    from fastassoc.backends import triton
+    from fastassoc.kernels.triton.configs import Config, Tile
+
+    size, depth = (32, 64) if request.param == "small tiles" else (64, 256)
+    tile = Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)
+    config = Config(*[tile] * 6)
+    monkeypatch.setattr(triton, "choose_config", lambda *_: config)
+    return str(request.param)
+
+
+@pytest.fixture
+def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
+    """Kernel launches of the test, in order, with their arguments."""
+    from fastassoc.backends import triton
+
+    launches = Trace()
+    launch = triton.launch
+
+    def traced(kernel: Any, grid: tuple[int, ...], *tile: Any, **arguments: Any) -> None:
+        launch(kernel, grid, *tile, **arguments)
+        launches.append((kernel.__name__, arguments))
+
+    monkeypatch.setattr(triton, "launch", traced)
+    return launches

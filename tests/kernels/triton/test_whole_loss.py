@@ -1,0 +1,295 @@
+"""The loss by kernels: against float64, at the edges, and in what it leaves undone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastassoc
+from fastassoc import reference
+from fastassoc.backends import triton
+from fastassoc.backends.protocol import Inputs
+from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
+from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
+
+
+# Ragged sizes; D below, off and above a tile of 64 and of 256 columns; one class, a few, all distinct.
+@pytest.mark.parametrize(
+    ("n", "m", "d", "classes"),
+    [(1, 1, 1, 1), (33, 19, 3, 4), (20, 70, 65, 0), (61, 35, 128, 1), (40, 35, 200, 5), (9, 21, 300, 2)],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.usefixtures("tiles")
+def test_loss(n: int, m: int, d: int, classes: int, dtype: torch.dtype) -> None:
+    case = make_case(n, m, d, classes, scale=2.0 / d**0.5, dtype=dtype)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    if dtype == torch.float64:
+        assert_close(run(case), exact, FLOAT64)
+    else:
+        assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
+
+
+def test_classes_of_1_to_300_rows() -> None:
+    labels = sized_classes([1, 2, 63, 64, 65, 300])
+    case = make_case(len(labels), 70, 20, 1, scale=0.7)._replace(labels=labels)
+    assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
+
+
+def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "MAX_ROWS_WITHOUT_SYNC", 129)
+    case = make_case(130, 9, 2, 7)
+    assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
+    # All classes are known to fit a tile, and buffers hold what exists.
+    assert trace.arguments("kappa")["ONE_TILE"]
+    assert len(trace.arguments("walker")["g_ptr"]) == trace.arguments("walker")["counts_ptr"][2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"similarity": "cosine", "temperature": 0.1},
+        {"similarity": "euclidean", "temperature": 2.0},
+        {"eps": 0.0},
+        {"eps": 1e-3},
+        {"ignore_index": 1},
+        {"walker_weight": 0.0, "ignore_index": 1},
+        {"walker_weight": 0.3, "visit_weight": 2.0},
+        {"visit_weight": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("tiles")
+def test_options(options: dict[str, Any]) -> None:
+    case = make_case(37, 50, 9, 4)
+    assert_close(run(case, **options), evaluate(reference.walker_visit_loss, case, **options), FLOAT64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    case = make_case(40, 50, 65, 4, scale=0.3, dtype=dtype)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    rival = evaluate(reference.walker_visit_loss, case, torch.float32)
+    result = run(case)
+    for name, x, y, z in zip(Result._fields, result, rival, exact, strict=True):
+        # Accumulated in float32, the gradients rounded once: half a unit, and half of the smallest number.
+        rounding = torch.finfo(dtype).eps / 2 * float(z.norm()) + torch.finfo(dtype).smallest_normal * z.numel() ** 0.5
+        allowed = 2 * float((y - z).norm()) + (0.0 if name == "loss" else rounding) + 1e-6 * float(z.norm())
+        assert float((x - z).norm()) <= allowed, name
+
+
+# Logits to 1e4: walks become one-hot, and most exponentials underflow.
+@pytest.mark.parametrize("scale", [3.0, 10.0, 30.0])
+@pytest.mark.usefixtures("tiles")
+def test_large_logits(scale: float) -> None:
+    case = make_case(30, 41, 65, 4, scale=scale, dtype=torch.float32)
+    result = run(case)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    assert all(x.isfinite().all() for x in result)
+    assert_as_exact_as(result, evaluate(reference.walker_visit_loss, case), exact, case)
+
+
+def test_logits_far_apart_from_row_to_row() -> None:
+    case = make_case(30, 41, 8, 4, scale=3.0, dtype=torch.float32)
+    case.a.mul_(torch.linspace(0.01, 20.0, 30)[:, None])
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
+
+
+def test_identical_rows() -> None:
+    case = Case(torch.ones(20, 4), torch.ones(33, 4), torch.arange(20) % 3)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)], ids=["both", "visit", "walker"])
+def test_what_is_not_finite_gives_nan(value: float, side: str, weights: tuple[float, float]) -> None:
+    case = on_device(make_case(5, 6, 3, 2))
+    getattr(case, side)[1, 1] = value
+    loss = fastassoc.walker_visit_loss(*case, walker_weight=weights[0], visit_weight=weights[1], backend="triton")
+    assert loss.isnan()
+
+
+def test_gradcheck() -> None:
+    case = on_device(make_case(4, 5, 2, 2))
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a, b: fastassoc.walker_visit_loss(a, b, case.labels, backend="triton"), (a, b)
+    )
+
+
+def test_upstream_gradients() -> None:
+    case = make_case(20, 30, 5, 3)
+    gradients = []
+    for loss, on in ((fastassoc.walker_visit_loss, DEVICE), (reference.walker_visit_loss, "cpu")):
+        a, b, labels = (x.to(on) for x in case)
+        a.requires_grad_()
+        weights = [torch.tensor(w, dtype=a.dtype, device=on, requires_grad=True) for w in (0.3, -1.7)]
+        options = {"backend": "triton"} if loss is fastassoc.walker_visit_loss else {}
+        value = loss(a, b, labels, walker_weight=weights[0], visit_weight=weights[1], **options)
+        (value * 1e3).backward()
+        gradients.append([x.grad.cpu() for x in (a, *weights)])
+    for x, y in zip(*gradients, strict=True):
+        torch.testing.assert_close(x, y, rtol=FLOAT64, atol=0.0)
+
+
+# Gradients are linear in what comes from above: it enters last, into numbers with the range of float32.
+@pytest.mark.parametrize("upstream", [1e-30, 1e-20, 1e10, 1e20])
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_tiny_and_huge_upstream_gradients(upstream: float, scale: float) -> None:
+    case = make_case(40, 50, 33, 4, scale=scale, dtype=torch.float32)
+
+    def scaled(loss: Callable[..., Tensor], *dtype: torch.dtype) -> Result:
+        result = evaluate(lambda *x: loss(*x) * upstream, on_device(case), *dtype)
+        return Result(*(x.cpu() / upstream for x in result))
+
+    kernels = functools.partial(fastassoc.walker_visit_loss, backend="triton")
+    eager = reference.walker_visit_loss
+    assert_as_exact_as(scaled(kernels), scaled(eager), scaled(eager, torch.float64), case)
+
+
+# As far as float16 itself holds them: what a scaler of gradients multiplies by, and 1 over that.
+@pytest.mark.parametrize("upstream", [2.0**-10, 2.0**14])
+def test_upstream_gradients_in_half_precision(upstream: float) -> None:
+    case = make_case(40, 50, 33, 4, scale=0.5, dtype=torch.float16)
+    plain, scaled = (run(case, walker_weight=weight, visit_weight=weight) for weight in (1.0, upstream))
+    finfo = torch.finfo(torch.float16)
+    for x, y in zip(scaled[1:], plain[1:], strict=True):
+        # Both rounded once.
+        assert (
+            (x - y * upstream).abs() <= finfo.eps * x.abs() + finfo.smallest_normal * finfo.eps * (1 + upstream)
+        ).all()
+
+
+def test_backward_twice() -> None:
+    case = on_device(make_case(20, 30, 5, 3))
+    a = case.a.requires_grad_()
+    loss = fastassoc.walker_visit_loss(a, case.b, case.labels, backend="triton")
+    first, second = (torch.autograd.grad(loss, a, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_statistics() -> None:
+    case = make_case(37, 50, 9, 4)
+    for options in ({}, {"ignore_index": 1}, {"walker_weight": 0.0}):
+        loss, statistics = fastassoc.walker_visit_loss(*on_device(case), return_stats=True, backend="triton", **options)
+        exact, expected = fastassoc.walker_visit_loss(*case, return_stats=True, backend="cpu", **options)
+        torch.testing.assert_close(
+            (loss.cpu(), *(x.cpu() for x in statistics)), (exact, *expected), rtol=1e-12, atol=0.0
+        )
+
+
+# Expanded, transposed, every other: any strides, also of the labels.
+@pytest.mark.usefixtures("tiles")
+def test_strides_and_nothing_read_outside() -> None:
+    case = make_case(37, 50, 20, 4)
+    plain = run(case)
+
+    def banded(x: Tensor, fill: float) -> Tensor:
+        out = torch.full([2 * size + 40 for size in x.shape], fill, dtype=x.dtype, device=DEVICE)
+        view = out[tuple(slice(20, 20 + 2 * size, 2) for size in x.shape)]
+        return view.copy_(x)
+
+    band = Case(banded(case.a, float("nan")), banded(case.b, float("nan")), banded(case.labels, 1))
+    transposed = Case(case.a.T.contiguous().T, case.b.T.contiguous().T, case.labels)
+    for strided in (band, transposed):
+        a, b = strided.a.to(DEVICE).requires_grad_(), strided.b.to(DEVICE).requires_grad_()
+        loss = fastassoc.walker_visit_loss(a, b, strided.labels.to(DEVICE), backend="triton")
+        da, db = torch.autograd.grad(loss, (a, b))
+        for x, y in zip((loss, da, db), plain, strict=True):
+            assert torch.equal(x.detach().cpu(), y)
+    expanded = case._replace(b=case.b[:1].expand(6, -1))
+    assert_close(run(expanded), evaluate(reference.walker_visit_loss, expanded), FLOAT64)
+
+
+def test_same_to_the_bit() -> None:
+    case = make_case(70, 130, 20, 3, dtype=torch.float32)
+    for x, y in zip(run(case), run(case), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("needs_a", "needs_b", "options", "absent"),
+    [
+        (False, True, {}, {"row_gradients", "add_shares"}),
+        (True, False, {}, {"column_gradients"}),
+        (True, True, {"walker_weight": 0.0}, {"kappa"}),
+        (True, True, {"visit_weight": 0.0}, {"visits"}),
+        (False, False, {}, {"kappa", "column_gradients", "row_gradients", "add_shares"}),
+        (False, False, {"walker_weight": 0.0}, {"round_trips", "walker", "kappa", "column_gradients"}),
+    ],
+)
+def test_what_is_not_needed_is_not_done(
+    needs_a: bool, needs_b: bool, options: dict[str, Any], absent: set[str], trace: Trace
+) -> None:
+    case = make_case(20, 70, 5, 3)
+    a, b, labels = on_device(case)
+    a.requires_grad_(needs_a)
+    b.requires_grad_(needs_b)
+    loss = fastassoc.walker_visit_loss(a, b, labels, backend="triton", **options)
+    if needs_a or needs_b:
+        loss.backward()
+        assert (a.grad is not None, b.grad is not None) == (needs_a, needs_b)
+    assert not absent & set(trace.names)
+    if "walker" in trace.names:
+        arguments = trace.arguments("walker")
+        assert (arguments["g_ptr"] is None) == ("walker_weight" in options or not (needs_a or needs_b))
+        assert (arguments["rho_ptr"] is None) == ("visit_weight" in options or not (needs_a or needs_b))
+        assert (arguments["trips_ptr"] is None) == ("walker_weight" in options)
+
+
+def test_launches(trace: Trace) -> None:
+    a, b, labels = on_device(make_case(100, 300, 20, 10))
+    loss = fastassoc.walker_visit_loss(a.requires_grad_(), b.requires_grad_(), labels, backend="triton")
+    forward = len(trace)
+    loss.backward()
+    assert forward <= 8
+    assert len(trace) - forward <= 4
+
+
+def test_no_row_left_on_a_device_gives_nan() -> None:
+    a = torch.ones(3, 2, device=DEVICE)
+    labels = triton.Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0)
+    result = triton.losses(Inputs(a, a, None, None, labels, 1.0, 1e-8, True, True, a.dtype), True, False)
+    assert result.walker is not None
+    assert result.visit is not None
+    assert result.walker.isnan()
+    assert result.visit.isnan()
+
+
+@pytest.mark.parametrize("limit", [2, 2048])
+def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "MAX_ROWS_WITHOUT_SYNC", limit)
+    a = torch.ones(3, 2, device=DEVICE)
+    inputs = Inputs(
+        a,
+        a,
+        None,
+        None,
+        triton.Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0),
+        1.0,
+        1e-8,
+        True,
+        True,
+        a.dtype,
+    )
+    saved = triton.losses(inputs, True, False).saved
+    one = torch.ones((), device=DEVICE)
+    gradients = triton.gradients(inputs, saved, one, one, (True, True, False, False))
+    assert gradients.a is not None
+    assert (gradients.a == 0).all()
+
+
+def test_ignored_rows_may_hold_any_finite_number() -> None:
+    case = make_case(20, 30, 4, 3, dtype=torch.float32)
+    small = run(case, ignore_index=1)
+    case.a[case.labels == 1] = 3e38
+    large = run(case, ignore_index=1)
+    for x, y in zip(small, large, strict=True):
+        assert torch.equal(x, y)
