@@ -11,8 +11,8 @@ from hypothesis import settings
 
 from fastassoc.backends import cpu
 from fastassoc.backends.cpu import labels, memory
-from fastassoc.backends.cpu.native import forward, machine, walk
-from fastassoc.backends.cpu.operations import tiling, whole
+from fastassoc.backends.cpu.native import backward, machine, walk
+from fastassoc.backends.cpu.operations import tiling
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -53,7 +53,6 @@ def take_native(monkeypatch: pytest.MonkeyPatch, path: str = "native") -> str:
     if path == "native narrow":
         assert narrow_machine() is not None
         monkeypatch.setattr(machine, "machine", narrow_machine)
-    monkeypatch.setattr(cpu, "_NATIVE_SCORES", 0)
     monkeypatch.setattr(walk, "_SERIAL", 0)
     if path == "native tiles":
         for name in ("_MIN_COLUMNS", "_TILE_BYTES", "_KEPT_BYTES", "_WORKSPACE_BYTES", "_STRIP_BYTES"):
@@ -75,26 +74,22 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def spy_on_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list with an entry for every backward pass by machine code."""
     used: list[int] = []
-    gradients = forward.gradients
+    gradients = backward.gradients
 
     def noting(*arguments):  # type: ignore[no-untyped-def]
         used.append(1)
         return gradients(*arguments)
 
-    monkeypatch.setattr(forward, "gradients", noting)
+    monkeypatch.setattr(backward, "gradients", noting)
     return used
 
 
 def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """Sends every batch through "dense" (one block), "whole" (class blocks, merged where that holds) or tiles."""
+    """Sends every batch through "dense" (one block), "whole" (class blocks) or tiles."""
     monkeypatch.setattr(machine, "machine", lambda: None)
     monkeypatch.setattr(cpu, "_latest", None)
     monkeypatch.setattr(labels, "_DENSE_PRODUCTS", 10**18 if path == "dense" else 0)
-    monkeypatch.setattr(cpu, "_WHOLE_SCORES", 10**18 if path in ("dense", "whole") else 0)
-    monkeypatch.setattr(whole, "_PLAIN_SCORES", 10**18)
-    if path == "whole":
-        monkeypatch.setattr(whole, "_MERGED_SCORES", 0)
-        monkeypatch.setattr(whole, "_ALLOCATED", 0)
+    monkeypatch.setattr(cpu, "_WHOLE_BYTES", 10**18 if path in ("dense", "whole") else 0)
 
 
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:

@@ -11,10 +11,10 @@ import torch
 import benchmarks.eager
 import fastassoc
 from fastassoc import reference
-from fastassoc.backends.cpu.operations import tiles, whole
+from fastassoc.backends.cpu.operations import sweeps
 from fastassoc.backends.cpu.operations.class_blocks import class_blocks
 from fastassoc.backends.cpu.operations.losses import weighted_log
-from fastassoc.backends.protocol import Inputs, Problem
+from fastassoc.backends.cpu.operations.tiling import Problem
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error, seeded
 
 pytestmark = pytest.mark.usefixtures("cpu_path")
@@ -48,9 +48,7 @@ def test_float32_is_as_exact_as_eager_over_many_columns(classes: int) -> None:
 # Sums over a hundred thousand columns for each round trip, by a dot product or by a matrix product.
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 @pytest.mark.parametrize("classes", [10, 5, 2])
-def test_float32_is_as_exact_as_eager_with_few_rows(monkeypatch: pytest.MonkeyPatch, classes: int, eps: float) -> None:
-    # The library's softmax over that many columns is less exact; in the plain form this batch goes through tiles.
-    monkeypatch.setattr(whole, "_PLAIN_SCORES", 2**18)
+def test_float32_is_as_exact_as_eager_with_few_rows(classes: int, eps: float) -> None:
     case = make_case(10, 100_000, 64, 0, scale=0.6, dtype=torch.float32)
     case = case._replace(labels=torch.arange(10) % classes)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, eps=eps)
@@ -81,11 +79,7 @@ def test_the_loss_of_equal_rows_is_as_exact_as_eager(
 # Between walks that are nearly all the same, each gradient is a small difference of sums of nearly equal terms.
 @pytest.mark.parametrize(("n", "m"), [(10, 100_000), (1000, 300)])
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["walker", "visit"])
-def test_gradients_by_sums_of_nearly_equal_terms(
-    monkeypatch: pytest.MonkeyPatch, n: int, m: int, weights: tuple[float, float]
-) -> None:
-    # As above: not the library's softmax over so many columns.
-    monkeypatch.setattr(whole, "_PLAIN_SCORES", 2**19)
+def test_gradients_by_sums_of_nearly_equal_terms(n: int, m: int, weights: tuple[float, float]) -> None:
     case = make_case(n, m, 4, 4, scale=0.01, dtype=torch.float32)
     case.a[:, 0] += 1.0
     case.b[:, 0] += 1.0
@@ -170,7 +164,7 @@ def test_merged_form_holds_within_its_range(spread: float, holds: bool) -> None:
     problem = Problem(
         case.a[blocks.order], case.b, None, None, 1.0, 1e-8, blocks, walker=True, visit=True, dtype=torch.float32
     )
-    assert (tiles.merged_walks(problem, True) is not None) == holds
+    assert (sweeps.merged_walks(problem, True) is not None) == holds
 
 
 def test_scores_that_grow_from_tile_to_tile() -> None:
@@ -220,36 +214,6 @@ def test_rows_of_very_different_size(lowest: float) -> None:
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     eager = evaluate(benchmarks.eager.walker_visit_loss, case)
     assert_as_exact_as(evaluate(fastassoc.walker_visit_loss, case), eager, exact, case)
-
-
-# All scores are equal, so the logarithms of all sums over 10 rows and of all sums over 10 columns are 2.3 more.
-@pytest.mark.parametrize(
-    ("score", "eps", "merged"),
-    [
-        (0.0, 1e-8, True),
-        (-16.0, 1e-8, True),
-        (-16.3, 1e-8, False),
-        (-95.0, 1e-8, False),
-        (43.5, 1e-8, True),
-        (44.0, 1e-8, False),
-        (89.0, 1e-8, False),
-        (0.0, 1e-10, True),
-        (0.0, 9e-11, False),
-        (math.nan, 1e-8, False),
-        (math.inf, 1e-8, False),
-    ],
-)
-def test_unshifted_exponentials_only_within_their_limits(
-    score: float, eps: float, merged: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(whole, "_MERGED_SCORES", 0)
-    a, b = torch.full((10, 1), score), torch.ones(10, 1)
-    blocks = class_blocks(torch.zeros(10, dtype=torch.int64), torch.float32)
-    inputs = Inputs(a, b, None, None, blocks, 1.0, eps, walker=True, visit=True, dtype=torch.float32)
-    # The merged form saves two tensors more.
-    saved = whole.losses(inputs, needs_gradient=True, statistics=False).saved
-    assert (len(saved) == 7) == merged
-    assert (len(saved) == 5) != merged
 
 
 @pytest.mark.parametrize("score", [-95.0, 89.0])

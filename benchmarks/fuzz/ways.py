@@ -15,7 +15,6 @@ import torch
 
 from fastassoc.backends.cpu.native import machine
 
-_BACKENDS = "fastassoc.backends."
 _ALWAYS = 10**18
 
 
@@ -47,54 +46,49 @@ def _only_shifted(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _FRESH_CACHE = _Replaced(lambda cached: functools.lru_cache(maxsize=8)(cached.__wrapped__))
-_NO_MACHINE_CODE = {"machine.machine": _constant(None)}
+_NO_MACHINE_CODE = {"native.machine.machine": _constant(None)}
 _TILES = {
     **_NO_MACHINE_CODE,
     "labels._DENSE_PRODUCTS": 0,
-    "cpu._WHOLE_SCORES": 0,
+    "_WHOLE_BYTES": 0,
 }
 _SMALL_TILES = {
-    "tiling._MIN_COLUMNS": 16,
-    "tiling._TILE_BYTES": 0,
-    "tiling.Tiling.keep_limit": _constant(2),
+    "operations.tiling._MIN_COLUMNS": 16,
+    "operations.tiling._TILE_BYTES": 0,
+    "operations.tiling.Tiling.keep_limit": _constant(2),
 }
 _WHOLE = {
     **_NO_MACHINE_CODE,
     "labels._DENSE_PRODUCTS": 0,
-    "cpu._WHOLE_SCORES": _ALWAYS,
-    "whole._PLAIN_SCORES": _ALWAYS,
+    "_WHOLE_BYTES": _ALWAYS,
 }
-_NATIVE = {
-    "cpu._NATIVE_SCORES": 0,
-    "walk._SERIAL": 0,
-}
+_NATIVE = {"native.walk._SERIAL": 0}
 
 _SET: dict[str, dict[str, Any]] = {
     "auto": {},
     "native": _NATIVE,
-    "native narrow": {**_NATIVE, "machine.machine": _Replaced(lambda _: _narrow_machine)},
+    "native narrow": {**_NATIVE, "native.machine.machine": _Replaced(lambda _: _narrow_machine)},
     # Small tiles, none of them kept, and sums that are flushed after 30 columns.
     "native tiles": {
         **_NATIVE,
-        "walk._MIN_COLUMNS": 16,
-        "walk._TILE_BYTES": 0,
-        "walk._KEPT_BYTES": 0,
-        "walk._WORKSPACE_BYTES": 0,
-        "walk._STRIP_BYTES": 0,
-        "walk.FLUSHED_COLUMNS": 30,
+        "native.walk._MIN_COLUMNS": 16,
+        "native.walk._TILE_BYTES": 0,
+        "native.walk._KEPT_BYTES": 0,
+        "native.walk._WORKSPACE_BYTES": 0,
+        "native.walk._STRIP_BYTES": 0,
+        "native.walk.FLUSHED_COLUMNS": 30,
     },
-    "native shifted": {**_NATIVE, "forward._forward": _Replaced(_only_shifted)},
+    "native shifted": {**_NATIVE, "native.forward._forward": _Replaced(_only_shifted)},
     "dense": {**_WHOLE, "labels._DENSE_PRODUCTS": _ALWAYS},
-    "whole": {**_WHOLE, "whole._MERGED_SCORES": 0, "whole._ALLOCATED": 0},
-    "whole plain": {**_WHOLE, "whole._MERGED_SCORES": _ALWAYS},
+    "whole": _WHOLE,
     "tiles": _TILES,
     # 16 columns a tile and room to keep two of them: kept tiles, others, and a ragged last one.
     "small tiles": {**_TILES, **_SMALL_TILES},
-    "plain tiles": {**_TILES, **_SMALL_TILES, "tiles.merged_walks": _constant(None)},
+    "plain tiles": {**_TILES, **_SMALL_TILES, "operations.sweeps.merged_walks": _constant(None)},
     "triton": {},
 }
-"""What each way sets, by "module.name" of `fastassoc.backends`."""
-_CLEAN: dict[str, Any] = {"cpu._latest": None, "walk._sizes": _FRESH_CACHE}
+"""What each way sets, by "module.name" of `fastassoc.backends.cpu`."""
+_CLEAN: dict[str, Any] = {"_latest": None, "native.walk._sizes": _FRESH_CACHE}
 """What was remembered with other bounds, for every way."""
 _POISONED: dict[str, Any] = {"memory._free": _Replaced(lambda _: {})}
 """Memory that is used again would not be filled."""
@@ -117,7 +111,7 @@ def missing(way: str) -> str | None:
     """What the way needs and this machine, or the code as it is now, does not have; None where it can be taken."""
     for name in {**_CLEAN, **_POISONED, **_SET[way]}:
         if not _is_there(name):
-            return f"{_BACKENDS}{name} is not there: adapt benchmarks/fuzz/ways.py"
+            return f"fastassoc.backends.cpu.{name} is not there: adapt benchmarks/fuzz/ways.py"
     if way.startswith("native") and (machine.machine() is None or _narrow_machine() is None):
         return "machine code cannot run here"
     return None
@@ -163,7 +157,7 @@ def counting_machine_code() -> Iterator[list[int]]:
 
         return noted
 
-    with _setting({"forward.losses": _Replaced(noting)}):
+    with _setting({"native.forward.losses": _Replaced(noting)}):
         yield given
 
 
@@ -181,16 +175,16 @@ def _setting(values: dict[str, Any]) -> Iterator[None]:
 def _is_there(name: str) -> bool:
     try:
         _find(name)
-    except (ImportError, AttributeError):
+    except AttributeError:
         return False
     return True
 
 
 def _find(name: str) -> tuple[Any, str]:
-    """The module or class, and the name in it; AttributeError or ImportError where there is none."""
-    module, *path = name.split(".")
-    owner: Any = importlib.import_module(_BACKENDS + module)
-    for part in path[:-1]:
+    """The module or class, and the name in it; AttributeError where there is none."""
+    *path, attribute = name.split(".")
+    owner: Any = importlib.import_module("fastassoc.backends.cpu")
+    for part in path:
         owner = getattr(owner, part)
-    getattr(owner, path[-1])
-    return owner, path[-1]
+    getattr(owner, attribute)
+    return owner, attribute

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
 import torch
 
+from fastassoc.backends import cpu
 from fastassoc.backends.protocol import Backend
 
 _CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ _CPU = torch.device("cpu")
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The backend of that name, or by device for "auto"; RuntimeError where it cannot run."""
     if device == _CPU and name != "triton":
-        return _cpu_backend()
+        return cpu
     if name == "auto":
         name = "triton" if device.type == "cuda" else "cpu"
     if name == "triton":
@@ -25,13 +25,4 @@ def choose_backend(name: str, device: torch.device) -> Backend:
 
         triton.check_can_run(device)
         return triton
-    if device.type != "cpu":
-        raise RuntimeError(f"backend {name!r} cannot run on {device}: it takes tensors on the CPU only")
-    return _cpu_backend()
-
-
-@functools.cache
-def _cpu_backend() -> Backend:
-    from fastassoc.backends import cpu
-
-    return cpu
+    raise RuntimeError(f"backend {name!r} cannot run on {device}: it takes tensors on the CPU only")

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastassoc import validation
 from fastassoc.backends.cpu.labels import Labels
 from fastassoc.backends.cpu.native import backward, forward, machine
-from fastassoc.backends.cpu.operations import terms
+from fastassoc.backends.cpu.operations import tiles, whole
 from fastassoc.backends.cpu.operations.vector_functions import resolve_vector_functions
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
 
@@ -22,7 +22,10 @@ _REMEMBERED_ROWS = 1024
 what was made of them for the same M is used again."""
 _UPSTREAM = 2.0**20
 """Beyond it, and below its inverse, upstream gradients are brought near 1 first: what is made of them, in float32, is
-then far from its limits."""
+then far from its limits. Without ``eps``, which bounds gradients of round trips, it is always done."""
+
+_WHOLE_BYTES = 2**20
+"""Up to this size of the scores whole matrices are quicker than tiles."""
 
 _latest: tuple[tuple[bytes, torch.dtype, int], Labels] | None = None
 
@@ -54,7 +57,8 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     own = machine.machine() if forward.takes(inputs) else None
     results = None if own is None else forward.losses(own, inputs, needs_gradient, statistics)
     if results is None:
-        results = terms.losses(inputs, needs_gradient, statistics)
+        by_operations = whole.losses if _is_whole(inputs) else tiles.losses
+        results = by_operations(inputs, needs_gradient, statistics)
         # The first place is that of machine code, which tells `gradients` whose the others are.
         return results._replace(saved=(None, *results.saved)) if needs_gradient else results
     return results
@@ -66,7 +70,7 @@ def gradients(
     """See `fastassoc.backends.protocol.Backend`."""
     # Read as numbers, the upstream gradients are factors that a product takes along.
     walker, visit = (None if x is None else float(x.item()) for x in (grad_walker, grad_visit))
-    factor = _common_factor(walker or 0.0, visit or 0.0)
+    factor = _common_factor(walker or 0.0, visit or 0.0, _UPSTREAM if inputs.eps > 0.0 else 1.0)
     if factor == 1.0:
         return _gradients(inputs, saved, walker, visit, needs)
     # A loss scaled far up or down: its gradient is linear, and rounded to low precision after the factor, not before.
@@ -76,10 +80,10 @@ def gradients(
     return Gradients(*(None if x is None else x.mul_(factor) for x in found))
 
 
-def _common_factor(walker: float, visit: float) -> float:
-    """A power of two: 1, unless the larger upstream gradient is very large or very small."""
+def _common_factor(walker: float, visit: float, limit: float) -> float:
+    """A power of two: 1, unless the larger upstream gradient is beyond the limit or below its inverse."""
     largest = max(abs(walker), abs(visit))
-    if 0.0 < largest < 1.0 / _UPSTREAM or _UPSTREAM < largest < math.inf:
+    if 0.0 < largest < 1.0 / limit or limit < largest < math.inf:
         return math.ldexp(1.0, math.frexp(largest)[1] - 1)
     return 1.0
 
@@ -89,12 +93,19 @@ def _gradients(
 ) -> Gradients:
     native_memory, *others = saved
     if native_memory is None:
-        return terms.gradients(inputs, tuple(others), upstream_walker, upstream_visit, needs)
+        by_operations = whole.gradients if _is_whole(inputs) else tiles.gradients
+        return by_operations(inputs, tuple(others), upstream_walker, upstream_visit, needs)
     own = machine.machine()
     assert own is not None
     return backward.gradients(own, inputs, native_memory, upstream_walker, upstream_visit, needs)
 
 
+def _is_whole(inputs: Inputs) -> bool:
+    """Whether operations take whole matrices. Only tiles know differences, and notice a score of -inf in visits."""
+    small = inputs.labels.rows * inputs.b.shape[0] * inputs.dtype.itemsize <= _WHOLE_BYTES
+    return small and inputs.walker and not inputs.differences
+
+
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.protocol.Backend`: all in the accumulation dtype."""
-    return [dtype] * (1 + terms.MOST_SAVED)
+    return [dtype] * (1 + tiles.MOST_SAVED)

@@ -37,6 +37,11 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(loan).view(dtype).view(shape)
 
 
+def large_result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Borrowed memory for what an operation gives; None where its own allocation is as quick."""
+    return borrow(shape, dtype) if math.prod(shape) * dtype.itemsize >= _SMALLEST_BYTES else None
+
+
 class _Loan(np.ndarray):
     """A view of a buffer that gives the buffer back when it dies."""
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastassoc
-from fastassoc import classes
+from fastassoc.backends.cpu.operations import class_blocks
 from fastassoc.backends.cpu import labels
 from fastassoc.backends.cpu.native import machine
 from tests.cases import evaluate, make_case
@@ -37,7 +37,7 @@ def test_layout(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> No
     layout, values = layout_of(sizes, seed, parts, wide)
     order, rows = layout.memory[: len(values)], len(values)
     # The order of class blocks for operations, which sums of the same classes have in common.
-    expected = classes.class_blocks(torch.from_numpy(values), torch.float32).order
+    expected = class_blocks.class_blocks(torch.from_numpy(values), torch.float32).order
     assert (order == (np.arange(rows) if expected is None else expected.numpy())).all()
     assert layout.moves == (expected is not None)
     start, size, place, kernel, kernel_row = layout.class_table().T

@@ -61,6 +61,18 @@ class ClassBlocks(NamedTuple):
             for part, bucket in zip(torch.split(flat, lengths), self.buckets, strict=True)
         ]
 
+    def rows_in_order(self, x: Tensor) -> Tensor:
+        """Rows in the order of the blocks, those that take part."""
+        return x if self.order is None else x.index_select(0, self.order)
+
+    def rows_back(self, x: Tensor, rows: int) -> Tensor:
+        """Rows to where they came from, of so many; those that took no part are zero."""
+        if self.order is None:
+            return x
+        if self.position is not None:
+            return x.index_select(0, self.position)
+        return x.new_zeros((rows, *x.shape[1:])).index_copy_(0, self.order, x)
+
     def row_sums(self, flat: Tensor) -> Tensor:
         """[N]: the sum over every row of the blocks."""
         sums = [view.sum(2).view(-1) for view in self.views(flat)]

@@ -87,10 +87,13 @@ def _strips(bucket: Bucket, columns: int) -> list[tuple[int, int]]:
 
 def round_trips(blocks: ClassBlocks, t: Tensor, q: Tensor) -> Tensor:
     """``sum_j t_cij q_ckj`` for every block c, flat (`ClassBlocks.views`), from ``t`` and ``q`` [N, columns]."""
-    bucket = blocks.buckets[0]
-    if len(blocks.buckets) == 1 and bucket.size > 1 and t.shape[1] <= _COLUMNS_AT_ONCE:
+    if t.shape[1] <= _COLUMNS_AT_ONCE and len(blocks.buckets) == 1:
         # For small batches: nothing to fill, nothing to split.
-        return torch.bmm(bucket.rows(t), bucket.rows(q).mT).view(-1)
+        bucket = blocks.buckets[0]
+        if blocks.dense:
+            return torch.mm(t, q.t()).view(-1)
+        if bucket.size > 1:
+            return torch.bmm(bucket.rows(t), bucket.rows(q).mT).view(-1)
     products = torch.zeros_like(blocks.minus_target)
     add_round_trips(blocks, blocks.views(products), t, q)
     return products
@@ -113,8 +116,13 @@ def _add_round_trips(blocks: ClassBlocks, products: list[Tensor], t: Tensor, q: 
             product.baddbmm_(left, right.transpose(1, 2))
 
 
-def apply_kernels(blocks: ClassBlocks, kernels: list[Tensor], tile: Tensor, out: Tensor) -> Tensor:
+def apply_kernels(blocks: ClassBlocks, kernels: list[Tensor], tile: Tensor, out: Tensor | None) -> Tensor:
     """``out_cij = sum_k kernels_cik tile_ckj`` for every block c; ``tile`` and ``out`` are row-major [N, columns]."""
+    if blocks.dense:
+        # Small batches notice every view.
+        return torch.mm(kernels[0][0], tile, out=out)
+    if out is None:
+        out = torch.empty_like(tile)
     for bucket, kernel in zip(blocks.buckets, kernels, strict=True):
         rows, out_rows = bucket.rows(tile), bucket.rows(out)
         if bucket.size == 1:

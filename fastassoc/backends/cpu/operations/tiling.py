@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends.cpu.memory import borrow
-from fastassoc.backends.cpu.operations.passes import Problem
+from fastassoc.backends.cpu.operations.class_blocks import ClassBlocks
 from fastassoc.backends.protocol import Gradients, Needs
 
 _TILE_BYTES = 4 * 2**20
@@ -19,6 +19,30 @@ _WORKSPACE_BYTES = 32 * 2**20
 _SCRATCH_TILES = 3
 _KEPT_BYTES = 256 * 2**20
 """Up to this size the whole of ``t`` is kept for the backward pass, beyond only what the workspace holds."""
+
+
+class Problem(NamedTuple):
+    """What every sweep reads. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
+
+    a: Tensor
+    """[N, D], rows in the order of ``blocks``."""
+    b: Tensor
+    """[M, D]."""
+    bias_a: Tensor | None
+    """[N] in the accumulation dtype, rows in the order of ``blocks``."""
+    bias_b: Tensor | None
+    """[M] in the accumulation dtype."""
+    scale: float
+    eps: float
+    blocks: ClassBlocks
+    walker: bool
+    """Whether the round trips are wanted."""
+    visit: bool
+    """Whether the visits are wanted."""
+    dtype: torch.dtype
+    """Accumulation dtype: float64 for float64, else float32."""
+    differences: bool = False
+    """See `Inputs`."""
 
 
 class Tile(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastassoc import classes
+from fastassoc.backends.cpu.operations import class_blocks as layouts
 from fastassoc.backends.cpu.operations.class_blocks import ClassBlocks, class_blocks, dense_block
 
 
@@ -54,7 +54,7 @@ def test_rows_that_are_sorted_by_class_stay_where_they_are(labels: list[int]) ->
 
 
 def test_layouts_used_again_fit_the_labels() -> None:
-    classes._make_layout_once.cache_clear()
+    layouts._make_layout_once.cache_clear()
     # Sizes 2, 3 three times, 3, 2 twice, then another dtype for the latter.
     labels = [[0, 1, 1, 0, 1], [5, 5, 7, 7, 7], [1, 0, 1, 0, 1], [5, 5, 5, 7, 7], [2, 1, 1, 2, 1]]
     for values, dtype in [
@@ -66,4 +66,4 @@ def test_layouts_used_again_fit_the_labels() -> None:
         same = (values[:, None] == values).double()
         expected = same / same.sum(1, keepdim=True) / len(values)
         torch.testing.assert_close(as_matrix(blocks, len(values)), expected, rtol=1e-7, atol=0.0)
-    assert classes._make_layout_once.cache_info().hits == 3
+    assert layouts._make_layout_once.cache_info().hits == 3

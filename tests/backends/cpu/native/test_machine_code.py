@@ -14,8 +14,9 @@ import torch
 import fastassoc
 from benchmarks import eager
 from fastassoc import reference
-from fastassoc.backends.cpu import labels, memory
-from fastassoc.backends.cpu.native import forward, machine, walk
+from fastassoc.backends.cpu import memory
+from fastassoc.backends.cpu.labels import Labels
+from fastassoc.backends.cpu.native import backward, buffers, machine, walk
 from fastassoc.backends.protocol import Inputs
 from tests.cases import assert_as_exact_as, evaluate, make_case
 from tests.conftest import spy_on_gradients, take_native
@@ -58,13 +59,13 @@ def test_nothing_is_read_or_written_beyond_what_is_there(
 
     def guarded(length: int) -> torch.Tensor:
         # NaN inside, too: what is read before it is written shows.
-        memory = torch.full((length + 2 * guard,), float("nan"))
-        memory.view(torch.int32)[:guard] = memory.view(torch.int32)[guard + length :] = 0x7FC12345
-        allocated.append(memory)
-        return memory[guard : guard + length]
+        block = torch.full((length + 2 * guard,), float("nan"))
+        block.view(torch.int32)[:guard] = block.view(torch.int32)[guard + length :] = 0x7FC12345
+        allocated.append(block)
+        return block[guard : guard + length]
 
-    monkeypatch.setattr(walk, "large", guarded)
-    monkeypatch.setattr(walk, "floats", guarded)
+    monkeypatch.setattr(buffers, "large", guarded)
+    monkeypatch.setattr(buffers, "floats", guarded)
     for n, m, d, count in SHAPES:
         # Distances far from 0 are for operations.
         case = make_case(n, m, d, count, scale=0.2 if options else 0.5, dtype=torch.float32)
@@ -73,8 +74,8 @@ def test_nothing_is_read_or_written_beyond_what_is_there(
         for x in evaluate(fastassoc.walker_visit_loss, case._replace(a=a, b=b), **options):
             assert x.isfinite().all()
         assert (len(allocated) > before) == (n > 2)
-    for memory in allocated:
-        for zone in (memory[:guard], memory[-guard:]):
+    for block in allocated:
+        for zone in (block[:guard], block[-guard:]):
             assert (zone.view(torch.int32) == 0x7FC12345).all()
 
 
@@ -93,9 +94,9 @@ def test_embeddings_however_they_lie(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("path", ["native", "native tiles"])
-@pytest.mark.parametrize(("forward", "backward"), [(1, 3), (3, 1), (2, 5)])
+@pytest.mark.parametrize("teams", [(1, 3), (3, 1), (2, 5)])
 def test_other_threads_may_run_the_backward_pass(
-    monkeypatch: pytest.MonkeyPatch, path: str, forward: int, backward: int
+    monkeypatch: pytest.MonkeyPatch, path: str, teams: tuple[int, int]
 ) -> None:
     take_native(monkeypatch, path)
     if path == "native tiles":
@@ -105,9 +106,9 @@ def test_other_threads_may_run_the_backward_pass(
     case = make_case(64, 500, 16, 4, dtype=torch.float32)
     a, b = case.a.clone().requires_grad_(), case.b.clone().requires_grad_()
     try:
-        torch.set_num_threads(forward)
+        torch.set_num_threads(teams[0])
         loss = fastassoc.walker_visit_loss(a, b, case.labels)
-        torch.set_num_threads(backward)
+        torch.set_num_threads(teams[1])
         da, db = torch.autograd.grad(loss, (a, b))
     finally:
         torch.set_num_threads(threads)
@@ -145,7 +146,7 @@ def test_classes_of_wide_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.cat([torch.full((count,), number) for number, count in enumerate((300, 270, 90, 40, 1, 1))])
     case = make_case(702, 500, 20, 1, scale=0.4, dtype=torch.float32)._replace(labels=labels)
     mine = evaluate(fastassoc.walker_visit_loss, case)
-    monkeypatch.setattr(forward, "_LARGE_ROWS", 10**9)
+    monkeypatch.setattr(backward, "_LARGE_ROWS", 10**9)
     for x, y in zip(mine, evaluate(fastassoc.walker_visit_loss, case), strict=True):
         assert torch.equal(x, y)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
@@ -208,21 +209,12 @@ def test_powers_of_two_are_factors(dtype: torch.dtype, power: int) -> None:
         assert torch.equal(x * factor, y)
 
 
-def test_constants_are_those_of_the_kernels() -> None:
-    from fastassoc.kernels.cpu import backward, layout, passes, products
-
-    numbers = layout.CLASS_NUMBERS, layout.TASK_NUMBERS, layout.RESULTS
-    assert numbers == (labels._CLASS_NUMBERS, labels._TASK_NUMBERS, labels._RESULTS)
-    assert (walk._DEPTH, walk._PACKED_ROWS) == (products.DEPTH_STEP, backward.PACKED_ROWS)
-    assert forward._LOWEST_EXPONENT == passes.LOWEST_EXPONENT
-
-
 def test_a_row_of_the_largest_class_can_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     take_native(monkeypatch)
     monkeypatch.setattr(walk, "_PACKED", 16)
-    monkeypatch.setattr(walk, "_DEPTH", 1)
-    monkeypatch.setattr(walk, "_PACKED_ROWS", 1)
-    labels = labels.Labels(np.zeros(700, np.int64), torch.float32, 3, None)
+    monkeypatch.setattr(walk, "DEPTH_STEP", 1)
+    monkeypatch.setattr(walk, "PACKED_ROWS", 1)
+    labels = Labels(np.zeros(700, np.int64), torch.float32, 3, None)
     a, b = torch.zeros(700, 4), torch.zeros(3, 4)
     inputs = Inputs(a, b, None, None, labels, 1.0, 1e-8, walker=True, visit=True, dtype=torch.float32)
     own = machine.machine()
