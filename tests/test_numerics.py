@@ -13,7 +13,7 @@ import fastassoc
 from fastassoc import reference
 from fastassoc.backends.cpu.operations import sweeps
 from fastassoc.backends.cpu.operations.class_blocks import class_blocks
-from fastassoc.backends.cpu.operations.losses import weighted_log
+from fastassoc.backends.cpu.operations.terms import weighted_log
 from fastassoc.backends.cpu.operations.tiling import Problem
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case, relative_error, seeded
 

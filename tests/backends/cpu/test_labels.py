@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastassoc
-from fastassoc.backends.cpu.operations import class_blocks
 from fastassoc.backends.cpu import labels
 from fastassoc.backends.cpu.native import machine
+from fastassoc.backends.cpu.operations import class_blocks
 from tests.cases import evaluate, make_case
 from tests.conftest import narrow_machine, take_native
 
