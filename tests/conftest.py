@@ -18,7 +18,7 @@ settings.register_profile("project", deadline=None, derandomize=True, max_exampl
 settings.load_profile("project")
 
 
-OPERATIONS = ["dense", "whole", "tiles", "small tiles"]
+OPERATIONS = ["dense", "whole", "small tiles"]
 NATIVE = ["native", "native narrow", "native tiles"]
 
 
