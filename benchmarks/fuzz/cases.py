@@ -27,7 +27,7 @@ KINDS = {
 }
 CPU_WAYS = (
     "auto", "native", "native narrow", "native tiles", "native shifted",
-    "dense", "whole", "whole plain", "tiles", "small tiles", "plain tiles",
+    "dense", "whole", "tiles", "small tiles", "plain tiles",
 )  # fmt: skip
 WAYS = (*CPU_WAYS, "triton")
 SIMILARITIES = ("dot", "cosine", "euclidean")
@@ -46,8 +46,9 @@ SIZES = (
     511, 512, 513, 1023, 1024, 1025,
 )  # fmt: skip
 DEPTHS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300)
-# N M where another way begins: machine code, its first look, merged, plain, whole; or columns where sums are flushed.
-SCORES = (2**12, 2**12, 2**12, 2**16, 2**16, 2**17, 2**18)
+# N M where another way begins: the first look of machine code, tiles in float64 and in float32; or columns where sums
+# are flushed.
+SCORES = (2**16, 2**16, 2**17, 2**18)
 MANY_SCORES = 2**20
 SMALL_SCORES = 2**13
 TINY_UPSTREAM = 1e-34

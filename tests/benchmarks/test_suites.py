@@ -141,8 +141,8 @@ def test_labels_in_another_order_at_each_step() -> None:
 def test_out_of_memory_is_an_answer() -> None:
     small = suites.work(task("memory", Batch(64, 64), limit_mib=None, provider="eager", live=True))
     assert small["status"] == "ok"
-    # Address space for the libraries, not for N x M matrices of 1 GiB.
-    large = task("memory", Batch(4096, 65536), limit_mib=5000, provider="eager", live=False)
+    # Address space for the libraries, not for one N x M matrix of 16 GiB: the first allocation fails.
+    large = task("memory", Batch(4096, 2**20, d=8), limit_mib=5000, provider="eager", live=False)
     assert suites.work(large)["status"] == "out of memory"
 
 
