@@ -27,7 +27,8 @@ SIZE, RANK, EXTENT = map(tl.constexpr, range(CLASS_FIELDS))
 # ``slots`` [SLOT_FIELDS, SLOTS] int32
 SLOT_FIELDS = 2
 ROW, CLASS = map(tl.constexpr, range(SLOT_FIELDS))
-"""Row of ``a``; first slot of its class, which tells classes apart. Both -1 in an empty slot."""
+"""Row of ``a``; first slot of its class, which tells classes apart. Both are -1 in an empty slot. ``ROW`` is first, as
+passes that read nothing else do not know ``SLOTS``."""
 
 # ``tiles`` [TILE_FIELDS, TILES] int32
 TILE_FIELDS = 3
