@@ -1,11 +1,12 @@
-"""Proposes rows for ``kernels/configs.py``: ``python -m benchmarks.tune --n 4096 --m 65536 --dtype bf16`` on a GPU.
+"""Proposes rows of tiles: ``python -m benchmarks.tune --n 4096 --m 65536 --dtype bf16`` on a GPU.
 
-For each pass with products, every candidate tile is compiled in other processes and rejected where it breaks a limit
-(`benchmarks.compilation.violations`). What is left runs once as part of a whole step, whose gradients must be as exact
-as those of eager PyTorch allow (`benchmarks.gpu.checks.allowed_error`), and only then its kernel is timed alone. The
-passes over class tiles share the rows of a tile: those are taken that make their times add up to the least. What ships
-afterwards is for ``python -m benchmarks.compile_report`` to judge, which knows every variant of a kernel. ``--smoke``
-runs all of it on a CPU in Triton's interpreter, with few tiles and tiny sizes; its times mean nothing.
+They are for ``kernels/triton/configs.py``. For each pass with products, every candidate tile is compiled in other
+processes and rejected where it breaks a limit (`benchmarks.compilation.violations`). What is left runs once as part of
+a whole step, whose gradients must be as exact as those of eager PyTorch allow (`benchmarks.gpu.checks.allowed_error`),
+and only then its kernel is timed alone. The passes over class tiles share the rows of a tile: those are taken that make
+their times add up to the least. What ships afterwards is for ``python -m benchmarks.compile_report`` to judge, which
+knows every variant of a kernel. ``--smoke`` runs all of it on a CPU in Triton's interpreter, with few tiles and tiny
+sizes; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -179,21 +180,21 @@ class Bench:
 @contextmanager
 def _configured(config: Config | None) -> Iterator[list[tuple[str, Config]]]:
     """Has the backend use that configuration, or its own for None; gives the precisions asked for, and the answers."""
-    from fastassoc.backends import triton
+    from fastassoc.backends.triton import plan
 
-    backend: Any = triton
-    choose = backend.choose_config
+    module: Any = plan
+    choose = module.choose_config
     asked: list[tuple[str, Config]] = []
 
     def answer(architecture: str, precision: str, depth: int) -> Config:
         asked.append((precision, choose(architecture, precision, depth) if config is None else config))
         return asked[-1][1]
 
-    backend.choose_config = answer
+    module.choose_config = answer
     try:
         yield asked
     finally:
-        backend.choose_config = choose
+        module.choose_config = choose
 
 
 def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> Iterator[Result]:

@@ -1,7 +1,7 @@
-"""The kernels, imported as ``fastassoc.kernels``: Triton here, one pass per file, tile mathematics in `primitives`; for
-x86-64 processors in `fastassoc.kernels.cpu`, whose names `fastassoc.kernels.cpu.forward` explains.
+"""The kernels, imported as ``fastassoc.kernels``: `fastassoc.kernels.triton` and, for x86-64, `fastassoc.kernels.cpu`.
 
-Names, wherever Triton kernels and passes meet:
+Names of what they compute, to which `fastassoc.kernels.triton.buffers` adds those of buffers, and
+`fastassoc.kernels.cpu.forward` those of the factors that it computes in (``g`` is another there):
 
 | name | shape | meaning |
 |---|---|---|
@@ -11,10 +11,8 @@ Names, wherever Triton kernels and passes meet:
 | ``q`` | [N, M] | step back, indexed like the scores: ``q_ij = p_ba_ji`` |
 | ``visit`` | [M] | visit probability |
 | ``g``, ``h`` | [N, N], [M] | the losses differentiated by ``p_aba`` and, through the visits, by ``p_ab`` |
-| ``rows`` | [4, N] | maximum, inverse sum, ``rho`` of the walker and of the visits |
-| ``columns`` | [3, M] | maximum, inverse sum, ``h`` |
+| ``rho`` | [N] | ``sum_k g_ik p_aba_ik`` of the walker, ``sum_j p_ab_ij h_j`` of the visits |
 | ``kappa`` | [M] | ``sum_i p_ab_ij sum_k g_ik q_kj`` |
-| ``slots``, ``tiles`` | | rows in the order of class tiles, and the tiles; see `fastassoc.kernels.triton.rows` |
 | ``da``, ``db`` | [N, D], [M, D] | gradients |
 """
 

@@ -24,21 +24,23 @@ class Noted(NamedTuple):
 @contextmanager
 def noted_launches() -> Iterator[list[Noted]]:
     """Every launch of fastassoc's kernels within."""
-    from fastassoc.backends import triton
+    from fastassoc.backends.triton import backward, forward
+    from fastassoc.backends.triton.launch import launch
 
-    backend: Any = triton
-    launch = backend.launch
+    passes: tuple[Any, ...] = forward, backward
     made: list[Noted] = []
 
     def noting(kernel: Any, grid: Any, *tile: Any, **arguments: Any) -> None:
         launch(kernel, grid, *tile, **arguments)
         made.append(Noted(kernel.__name__, lambda: launch(kernel, grid, *tile, **arguments)))
 
-    backend.launch = noting
+    for module in passes:
+        module.launch = noting
     try:
         yield made
     finally:
-        backend.launch = launch
+        for module in passes:
+            module.launch = launch
 
 
 def kernel_times(context: Context) -> Iterator[dict[str, Any]]:

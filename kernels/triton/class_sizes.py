@@ -3,6 +3,18 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import (
+    CLASS,
+    CLASS_TILES,
+    EXTENT,
+    FIRST_PAIR,
+    FIRST_TILE,
+    NO_PAIR,
+    RANK,
+    ROW,
+    SIZE,
+)
+
 
 @triton.jit
 def padded_rows(size, CLASS_ROWS: tl.constexpr):
@@ -25,9 +37,8 @@ def class_sizes(
 ):  # fmt: skip
     """``size_i = #{k: label_k = label_i}`` and ``rank_i = #{k < i: label_k = label_i}``; both 0 for ignored rows.
 
-    ``classes`` [3, N] int32: sizes, ranks, and the slots of the class in its first row, 0 in the others. Also empties
-    ``slots`` [2, SLOTS] and ``tiles`` [3, TILES] for `fastassoc.kernels.triton.rows`. Without the walker term every row is a
-    class of its own.
+    Fills ``classes``, and empties ``slots`` and ``tiles`` for `fastassoc.kernels.triton.rows`. Without the walker term
+    every row is a class of its own.
     """
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # 1. Counting: N^2 comparisons of integers, less than the launches of a sort.
@@ -47,14 +58,14 @@ def class_sizes(
         kept = label != ignore_index
         size = tl.where(kept, size, 0)
         rank = tl.where(kept, rank, 0)
-    tl.store(classes_ptr + i, size, mask=i < N)
-    tl.store(classes_ptr + N + i, rank, mask=i < N)
+    tl.store(classes_ptr + SIZE * N + i, size, mask=i < N)
+    tl.store(classes_ptr + RANK * N + i, rank, mask=i < N)
     first = (size > 0) & (rank == 0)
-    tl.store(classes_ptr + 2 * N + i, tl.where(first, padded_rows(size, CLASS_ROWS), 0), mask=i < N)
+    tl.store(classes_ptr + EXTENT * N + i, tl.where(first, padded_rows(size, CLASS_ROWS), 0), mask=i < N)
 
     # 2. No slot has a row, no tile exists.
-    tl.store(slots_ptr + i, -1, mask=i < SLOTS)
-    tl.store(slots_ptr + SLOTS + i, -1, mask=i < SLOTS)
-    tl.store(tiles_ptr + i, 2**31 - 1, mask=i < TILES)
-    tl.store(tiles_ptr + TILES + i, 0, mask=i < TILES)
-    tl.store(tiles_ptr + 2 * TILES + i, 0, mask=i < TILES)
+    tl.store(slots_ptr + ROW * SLOTS + i, -1, mask=i < SLOTS)
+    tl.store(slots_ptr + CLASS * SLOTS + i, -1, mask=i < SLOTS)
+    tl.store(tiles_ptr + FIRST_PAIR * TILES + i, NO_PAIR, mask=i < TILES)
+    tl.store(tiles_ptr + FIRST_TILE * TILES + i, 0, mask=i < TILES)
+    tl.store(tiles_ptr + CLASS_TILES * TILES + i, 0, mask=i < TILES)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.gradients import score_gradient
 from fastassoc.kernels.triton.primitives import load_rows, product, slot_rows
 
@@ -17,7 +18,7 @@ def column_gradients(
 ):  # fmt: skip
     """``db_j = scale sum_i ds_ij a_i`` and ``dbias_b_j = sum_i ds_ij``.
 
-    A program owns a column tile, BLOCK_D columns of the embedding, and all class tiles. ``db`` [M, D] is contiguous.
+    A program owns a column tile, BLOCK_D columns of the embedding, and all class tiles.
     """
     ACC: tl.constexpr = rows_ptr.dtype.element_ty
     d = tl.program_id(1) * BLOCK_D
@@ -28,7 +29,7 @@ def column_gradients(
     # Transposed, so that the tile of columns may be narrower than a tensor-core instruction is high.
     db = tl.zeros([BLOCK_D, BLOCK_M], dtype=ACC)
     total = tl.zeros([BLOCK_M], dtype=ACC)
-    for tile in range(0, tl.load(counts_ptr + 1)):
+    for tile in range(0, tl.load(counts_ptr + TILE_COUNT)):
         row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
         # [BLOCK_N, BLOCK_D]
         a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None

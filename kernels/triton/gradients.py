@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import CLASS_TILES, FIRST_PAIR, FIRST_TILE, RHO_VISIT, RHO_WALKER, H
 from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, product, scores, slot_rows
 
 
@@ -40,9 +41,9 @@ def class_products(
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """``U_ij = sum_k G_ik q_kj`` and, if ``BACK``, ``W_ij = sum_k G_ki p_ab_kj`` for the rows of a class tile."""
-    pair = tl.load(tiles_ptr + tile)
-    first = tl.load(tiles_ptr + TILES + tile)
-    count = tl.load(tiles_ptr + 2 * TILES + tile)
+    pair = tl.load(tiles_ptr + FIRST_PAIR * TILES + tile)
+    first = tl.load(tiles_ptr + FIRST_TILE * TILES + tile)
+    count = tl.load(tiles_ptr + CLASS_TILES * TILES + tile)
     # 1. Round trips within the tile.
     g = load_g(g_ptr, pair + tile - first, BLOCK_N)
     u = product(g, q, tl.zeros_like(q), PRODUCT)  # [BLOCK_N, BLOCK_M]
@@ -87,8 +88,8 @@ def score_gradient(
     )  # fmt: skip
     ds = tl.zeros_like(p)
     if grad_visit_ptr is not None:
-        h = tl.load(columns_ptr + 2 * tl.cast(M, tl.int64) + column, mask=column_ok, other=0.0)
-        rho = tl.load(rows_ptr + 3 * tl.cast(N, tl.int64) + row, mask=row_ok, other=0.0)
+        h = tl.load(columns_ptr + H * tl.cast(M, tl.int64) + column, mask=column_ok, other=0.0)
+        rho = tl.load(rows_ptr + RHO_VISIT * tl.cast(N, tl.int64) + row, mask=row_ok, other=0.0)
         ds += tl.load(grad_visit_ptr) * (p * (h[None, :] - rho[:, None]))
     if grad_walker_ptr is not None:
         u, w = class_products(
@@ -96,7 +97,7 @@ def score_gradient(
             g_ptr, column, column_ok, N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
             True, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # fmt: skip
-        rho = tl.load(rows_ptr + 2 * tl.cast(N, tl.int64) + row, mask=row_ok, other=0.0)
+        rho = tl.load(rows_ptr + RHO_WALKER * tl.cast(N, tl.int64) + row, mask=row_ok, other=0.0)
         kappa = tl.load(kappa_ptr + column, mask=column_ok, other=0.0)
         ds += tl.load(grad_walker_ptr) * (p * (u - rho[:, None]) + q * (w - kappa[None, :]))
     return ds

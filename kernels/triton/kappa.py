@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.gradients import class_products, probabilities
 from fastassoc.kernels.triton.primitives import load_rows, slot_rows
 
@@ -14,7 +15,7 @@ def kappa(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
-    """``kappa_j = sum_i p_ab_ij U_ij`` at an upstream gradient of 1.
+    """``kappa_j = sum_i p_ab_ij U_ij``.
 
     A program owns a column tile and all class tiles.
     """
@@ -23,7 +24,7 @@ def kappa(
     # [BLOCK_M, BLOCK_D]
     b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
     total = tl.zeros([BLOCK_M], dtype=kappa_ptr.dtype.element_ty)
-    for tile in range(0, tl.load(counts_ptr + 1)):
+    for tile in range(0, tl.load(counts_ptr + TILE_COUNT)):
         row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
         # [BLOCK_N, BLOCK_D]
         a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None

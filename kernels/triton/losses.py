@@ -3,10 +3,12 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import CORRECT, KEPT, LOSS, ROOT
+
 
 @triton.jit
 def total(parts_ptr, COUNT, BLOCK: tl.constexpr):
-    """The sum of ``parts`` [COUNT] in float64, in a fixed order."""
+    """The sum of COUNT shares in float64, in a fixed order."""
     sums = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, COUNT, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -24,14 +26,16 @@ def losses(
     Either term is left out where its pointers are None. Without any row both are NaN.
     """
     one = tl.full([], 1.0, tl.float64)
-    rows = tl.load(counts_ptr).to(tl.float64)
+    rows = tl.load(counts_ptr + KEPT).to(tl.float64)
     if walker_ptr is not None:
-        walker = tl.log(one + rows * eps) + total(walker_parts_ptr, WALKER_PARTS, BLOCK) + 0.0 / rows
+        walker = (
+            tl.log(one + rows * eps) + total(walker_parts_ptr + LOSS * WALKER_PARTS, WALKER_PARTS, BLOCK) + 0.0 / rows
+        )
         tl.store(walker_ptr, walker.to(walker_ptr.dtype.element_ty))
     if p_correct_ptr is not None:
-        p_correct = total(walker_parts_ptr + WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
+        p_correct = total(walker_parts_ptr + CORRECT * WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
         tl.store(p_correct_ptr, p_correct.to(p_correct_ptr.dtype.element_ty))
-        accuracy = total(walker_parts_ptr + 2 * WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
+        accuracy = total(walker_parts_ptr + ROOT * WALKER_PARTS, WALKER_PARTS, BLOCK) / rows
         tl.store(accuracy_ptr, accuracy.to(accuracy_ptr.dtype.element_ty))
     if visit_ptr is not None:
         columns = tl.cast(M, tl.float64)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import INVERSE_SUM, MAXIMUM, PART_MAXIMUM, PART_SUM, SIZE
 from fastassoc.kernels.triton.primitives import finite_shift, load_rows, scores
 
 
@@ -15,14 +16,15 @@ def normalisers(
     """``lse_b_j = log sum_i exp s_ij``, and this program's share of ``lse_a_i = log sum_j exp s_ij``.
 
     A program owns every num_programs-th column tile and all rows: columns are complete inside it, rows are kept as
-    running maxima and sums in memory that only this program touches. ``row_parts`` [2, programs, N]: maxima and sums;
-    ``columns`` [3, M]: maxima and inverse sums in its first two rows.
+    running maxima and sums in the part of ``row_parts`` that only this program touches. Fills the normalisers of
+    ``columns``.
     """
     ACC: tl.constexpr = columns_ptr.dtype.element_ty
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    max_ptr = row_parts_ptr + program.to(tl.int64) * N
-    sum_ptr = max_ptr + programs.to(tl.int64) * N
+    part_ptr = row_parts_ptr + program.to(tl.int64) * N
+    max_ptr = part_ptr + PART_MAXIMUM * programs.to(tl.int64) * N
+    sum_ptr = part_ptr + PART_SUM * programs.to(tl.int64) * N
     for tile in range(program, tl.cdiv(M, BLOCK_M), programs):
         column = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         column_ok = column < M
@@ -33,7 +35,7 @@ def normalisers(
         for start in range(0, N, BLOCK_N):
             # 1. Scores.
             row = start + tl.arange(0, BLOCK_N)
-            row_ok = tl.load(classes_ptr + row, mask=row < N, other=0) > 0
+            row_ok = tl.load(classes_ptr + SIZE * N + row, mask=row < N, other=0) > 0
             # [BLOCK_N, BLOCK_D]
             a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
             s = scores(
@@ -60,5 +62,5 @@ def normalisers(
             tl.store(sum_ptr + row, l_i, mask=row < N)
         # A row's running values may come back to another thread of the program.
         tl.debug_barrier()
-        tl.store(columns_ptr + column, finite_shift(m_j), mask=column_ok)
-        tl.store(columns_ptr + M + column, 1.0 / l_j, mask=column_ok)
+        tl.store(columns_ptr + MAXIMUM * M + column, finite_shift(m_j), mask=column_ok)
+        tl.store(columns_ptr + INVERSE_SUM * M + column, 1.0 / l_j, mask=column_ok)

@@ -8,6 +8,8 @@ logarithm: a float32 logarithm of 10 is already off by 5e-7, and every gradient 
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import INVERSE_SUM, MAXIMUM
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -74,9 +76,9 @@ def finite_shift(m):
 
 @triton.jit
 def load_normaliser(x_ptr, index, valid, size):
-    """``(m, 1 / l)`` of rows or columns, ``x`` being [.., size]; (inf, 0), a probability of 0, where not ``valid``."""
-    m = tl.load(x_ptr + index, mask=valid, other=float("inf"))
-    inverse = tl.load(x_ptr + size + index, mask=valid, other=0.0)
+    """``(m, 1 / l)`` of ``rows`` or ``columns``, [.., size]; (inf, 0), a probability of 0, where not ``valid``."""
+    m = tl.load(x_ptr + MAXIMUM * size + index, mask=valid, other=float("inf"))
+    inverse = tl.load(x_ptr + INVERSE_SUM * size + index, mask=valid, other=0.0)
     return m, inverse
 
 

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import FIRST_PAIR, FIRST_TILE, NO_PAIR, PAIR_COUNT, H
 from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, product, scores, slot_rows
 
 
@@ -18,7 +19,8 @@ def tile_of_pair(tiles_ptr, pair, TILES, BLOCK_T: tl.constexpr):
     tile = -1
     for start in range(0, TILES, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        tile += tl.sum((tl.load(tiles_ptr + t, mask=t < TILES, other=2**31 - 1) <= pair).to(tl.int32), 0)
+        first_pair = tl.load(tiles_ptr + FIRST_PAIR * TILES + t, mask=t < TILES, other=NO_PAIR)
+        tile += tl.sum((first_pair <= pair).to(tl.int32), 0)
     return tile
 
 
@@ -31,12 +33,11 @@ def round_trips(
 ):  # fmt: skip
     """``l_i p_aba_ik = sum_j exp(s_ij - m_i) q_kj`` and ``l_i rho_i = sum_j exp(s_ij - m_i) h_j``, shares of both.
 
-    A program owns a pair (I, K) of class tiles and a range of column tiles. ``trips`` [programs, BLOCK_N, BLOCK_N],
-    ``rho`` [programs, BLOCK_N].
+    A program owns an item: a pair (I, K) of class tiles and a range of column tiles. Fills ``trips`` and ``rho``.
     """
     ACC: tl.constexpr = columns_ptr.dtype.element_ty
     item = tl.program_id(0)
-    pairs = tl.load(counts_ptr + 2)
+    pairs = tl.load(counts_ptr + PAIR_COUNT)
     column_tiles = tl.cdiv(M, BLOCK_M)
     splits = column_splits(pairs, ITEMS, column_tiles, MAX_SPLITS)
     if item >= pairs * splits:
@@ -44,7 +45,8 @@ def round_trips(
     # 1. The pair and its rows.
     pair = item // splits
     tile_i = tile_of_pair(tiles_ptr, pair, TILES, 128)
-    tile_k = tl.load(tiles_ptr + TILES + tile_i) + pair - tl.load(tiles_ptr + tile_i)
+    first_tile = tl.load(tiles_ptr + FIRST_TILE * TILES + tile_i)
+    tile_k = first_tile + pair - tl.load(tiles_ptr + FIRST_PAIR * TILES + tile_i)
     row_i, ok_i = slot_rows(slots_ptr, tile_i, BLOCK_N)
     row_k, ok_k = slot_rows(slots_ptr, tile_k, BLOCK_N)
     m_i, _ = load_normaliser(rows_ptr, row_i, ok_i, N)
@@ -66,7 +68,7 @@ def round_trips(
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
         t = tl.exp2(s - m_i[:, None])
         if VISIT:
-            h = tl.load(columns_ptr + 2 * tl.cast(M, tl.int64) + column, mask=column_ok, other=0.0)
+            h = tl.load(columns_ptr + H * tl.cast(M, tl.int64) + column, mask=column_ok, other=0.0)
             weighted = t * h[None, :]
             if PRECISION == "differences":
                 # Where a lane holds one column: its exact product plus a rounded one of another lane differs by lane.

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import INVERSE_SUM, TILE_COUNT
 from fastassoc.kernels.triton.gradients import score_gradient
 from fastassoc.kernels.triton.primitives import load_rows, product, slot_rows
 
@@ -18,11 +19,11 @@ def row_gradients(
     """``da_i = scale sum_j ds_ij b_j`` and ``dbias_a_i = sum_j ds_ij``, shares of both.
 
     A program owns a class tile, one of num_programs(1) ranges of columns, and BLOCK_D columns of the embedding.
-    ``da`` [ranges, N, D] and ``dbias_a`` [ranges, N] are contiguous; rows without a slot are not written.
+    ``da_ptr`` and ``dbias_a_ptr`` are ``da_parts`` and ``dbias_a_parts``.
     """
     ACC: tl.constexpr = rows_ptr.dtype.element_ty
     tile = tl.program_id(0)
-    if tile >= tl.load(counts_ptr + 1):
+    if tile >= tl.load(counts_ptr + TILE_COUNT):
         return
     split = tl.program_id(1)
     d = tl.program_id(2) * BLOCK_D
@@ -61,10 +62,10 @@ def add_shares(
     da_parts_ptr, dbias_a_parts_ptr, rows_ptr, da_ptr, dbias_a_ptr,
     N, D, SPLITS, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``da`` [N, D] and ``dbias_a`` [N] from their shares, added in order; 0 for rows that take no part."""
+    """``da`` and ``dbias_a`` from their shares, added in order; 0 for rows that take no part."""
     row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     # The inverse sum of a row that takes no part is 0.
-    row_ok = tl.load(rows_ptr + N + row, mask=row < N, other=0.0) != 0.0
+    row_ok = tl.load(rows_ptr + INVERSE_SUM * N + row, mask=row < N, other=0.0) != 0.0
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     offsets = row[:, None] * D + offs_d[None, :]
     mask = row_ok[:, None] & (offs_d < D)[None, :]

@@ -9,6 +9,23 @@ class has rows in both; a class of ``T`` tiles has ``T^2`` pairs, any other tile
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import (
+    CLASS,
+    CLASS_TILES,
+    EXTENT,
+    FIRST_PAIR,
+    FIRST_TILE,
+    INVERSE_SUM,
+    KEPT,
+    MAXIMUM,
+    PAIR_COUNT,
+    PART_MAXIMUM,
+    PART_SUM,
+    RANK,
+    ROW,
+    SIZE,
+    TILE_COUNT,
+)
 from fastassoc.kernels.triton.class_sizes import padded_rows
 from fastassoc.kernels.triton.primitives import finite_shift
 
@@ -27,12 +44,10 @@ def rows(
 ):  # fmt: skip
     """``m_i = max_p m_ip``, ``1 / l_i = 1 / sum_p l_ip exp(m_ip - m_i)``; the slot of row i; the number of rows kept.
 
-    ``rows`` [4, N]: maxima and inverse sums in its first two rows. ``slots`` [2, SLOTS] int32: row of ``a``, first slot
-    of its class. ``tiles`` [3, TILES] int32: first pair, first tile of the class, tiles of the class. ``counts`` [3]
-    int32: rows that take part, tiles, pairs.
+    Fills the normalisers of ``rows``, and ``slots``, ``tiles`` and ``counts``.
     """
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    size = tl.load(classes_ptr + i, mask=i < N, other=0)
+    size = tl.load(classes_ptr + SIZE * N + i, mask=i < N, other=0)
     # 1. Normalisers. Those of ignored rows make every probability 0.
     m_i = tl.full([BLOCK_N], -float("inf"), dtype=rows_ptr.dtype.element_ty)
     l_i = tl.zeros([BLOCK_N], dtype=rows_ptr.dtype.element_ty)
@@ -40,14 +55,16 @@ def rows(
         p = start + tl.arange(0, BLOCK_P)
         offsets = p.to(tl.int64)[:, None] * N + i[None, :]
         ok = (p < PARTS)[:, None] & (i < N)[None, :]
-        m = tl.load(row_parts_ptr + offsets, mask=ok, other=-float("inf"))  # [BLOCK_P, BLOCK_N]
-        l = tl.load(row_parts_ptr + tl.cast(PARTS, tl.int64) * N + offsets, mask=ok, other=0.0)  # noqa: E741
+        max_ptr = row_parts_ptr + PART_MAXIMUM * tl.cast(PARTS, tl.int64) * N
+        sum_ptr = row_parts_ptr + PART_SUM * tl.cast(PARTS, tl.int64) * N
+        m = tl.load(max_ptr + offsets, mask=ok, other=-float("inf"))  # [BLOCK_P, BLOCK_N]
+        l = tl.load(sum_ptr + offsets, mask=ok, other=0.0)  # noqa: E741
         m_new = tl.maximum(m_i, tl.max(m, 0))
         shift = finite_shift(m_new)
         l_i = l_i * tl.exp2(m_i - shift) + tl.sum(l * tl.exp2(m - shift[None, :]), 0)
         m_i = m_new
-    tl.store(rows_ptr + i, tl.where(size > 0, finite_shift(m_i), float("inf")), mask=i < N)
-    tl.store(rows_ptr + N + i, tl.where(size > 0, 1.0 / l_i, 0.0), mask=i < N)
+    tl.store(rows_ptr + MAXIMUM * N + i, tl.where(size > 0, finite_shift(m_i), float("inf")), mask=i < N)
+    tl.store(rows_ptr + INVERSE_SUM * N + i, tl.where(size > 0, 1.0 / l_i, 0.0), mask=i < N)
 
     # 2. Slots before the class of row i, and totals.
     label = label_or_row(labels_ptr, i, N, stride_label, WALKER)
@@ -61,9 +78,8 @@ def rows(
     part_slots = 0
     for start in range(0, N, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        kept += tl.sum((tl.load(classes_ptr + k, mask=k < N, other=0) > 0).to(tl.int32), 0)
-        # Padded size of a class in its first row, else 0.
-        other = tl.load(classes_ptr + 2 * N + k, mask=k < N, other=0)
+        kept += tl.sum((tl.load(classes_ptr + SIZE * N + k, mask=k < N, other=0) > 0).to(tl.int32), 0)
+        other = tl.load(classes_ptr + EXTENT * N + k, mask=k < N, other=0)
         whole = tl.where(other >= CLASS_ROWS, other, 0)
         whole_tiles = whole // CLASS_ROWS
         whole_slots += tl.sum(whole, 0)
@@ -77,15 +93,15 @@ def rows(
         pairs_before += tl.sum(tl.where(earlier, (whole_tiles * whole_tiles)[None, :], 0), 1)
     if tl.program_id(0) == 0:
         part_tiles = (part_slots + CLASS_ROWS - 1) // CLASS_ROWS
-        tl.store(counts_ptr, kept)
-        tl.store(counts_ptr + 1, whole_slots // CLASS_ROWS + part_tiles)
-        tl.store(counts_ptr + 2, whole_pairs + part_tiles)
+        tl.store(counts_ptr + KEPT, kept)
+        tl.store(counts_ptr + TILE_COUNT, whole_slots // CLASS_ROWS + part_tiles)
+        tl.store(counts_ptr + PAIR_COUNT, whole_pairs + part_tiles)
 
     # 3. The row's slot; the row in the first slot of a tile describes the tile.
     ok = (i < N) & (size > 0)
-    slot = before + tl.load(classes_ptr + N + i, mask=i < N, other=0)
-    tl.store(slots_ptr + slot, i, mask=ok)
-    tl.store(slots_ptr + SLOTS + slot, before, mask=ok)
+    slot = before + tl.load(classes_ptr + RANK * N + i, mask=i < N, other=0)
+    tl.store(slots_ptr + ROW * SLOTS + slot, i, mask=ok)
+    tl.store(slots_ptr + CLASS * SLOTS + slot, before, mask=ok)
     tile = slot // CLASS_ROWS
     describes = ok & (slot % CLASS_ROWS == 0)
     whole = extent >= CLASS_ROWS
@@ -93,6 +109,6 @@ def rows(
     first = tl.where(whole, before // CLASS_ROWS, tile)
     # Tiles of small classes follow those of the whole-tile classes, one pair each.
     pair = pairs_before + tl.where(whole, (tile - first) * count, (slot - whole_before) // CLASS_ROWS)
-    tl.store(tiles_ptr + tile, pair, mask=describes)
-    tl.store(tiles_ptr + TILES + tile, first, mask=describes)
-    tl.store(tiles_ptr + 2 * TILES + tile, count, mask=describes)
+    tl.store(tiles_ptr + FIRST_PAIR * TILES + tile, pair, mask=describes)
+    tl.store(tiles_ptr + FIRST_TILE * TILES + tile, first, mask=describes)
+    tl.store(tiles_ptr + CLASS_TILES * TILES + tile, count, mask=describes)

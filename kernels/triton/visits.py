@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import INVERSE_SUM, KEPT, H
 from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, scores
 
 
@@ -14,7 +15,7 @@ def visits(
 ):  # fmt: skip
     """``visit_j = mean_i p_ab_ij``, ``h_j = -1 / (N M (eps + visit_j))`` and ``-sum_j log(eps + visit_j)``.
 
-    A program owns a column tile and all rows. ``h`` goes to row 2 of ``columns`` [3, M], sums to ``parts``, one each.
+    A program owns a column tile and all rows. Fills ``visit``, ``h`` of ``columns`` and ``visit_parts``.
     """
     ACC: tl.constexpr = columns_ptr.dtype.element_ty
     column = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -34,12 +35,12 @@ def visits(
             stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
         total += tl.sum(tl.exp2(s - m_i[:, None]) * inverse_i[:, None], 0)
-    rows_kept = tl.load(counts_ptr).to(ACC)
+    rows_kept = tl.load(counts_ptr + KEPT).to(ACC)
     # A column of -inf has an infinite inverse sum, and NaN is what it gives; any other adds 0.
-    visit = total / rows_kept + 0.0 * tl.load(columns_ptr + M + column, mask=column_ok, other=0.0)
+    visit = total / rows_kept + 0.0 * tl.load(columns_ptr + INVERSE_SUM * M + column, mask=column_ok, other=0.0)
     x = visit + tl.full([1], eps, ACC)
     tl.store(visit_ptr + column, visit, mask=column_ok)
     # Without eps, 1 / tiny where no walk arrives.
     h = -1.0 / (rows_kept * M * tl.maximum(x, tl.full([1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL))
-    tl.store(columns_ptr + 2 * tl.cast(M, tl.int64) + column, h, mask=column_ok)
+    tl.store(columns_ptr + H * tl.cast(M, tl.int64) + column, h, mask=column_ok)
     tl.store(parts_ptr + tl.program_id(0), -tl.sum(tl.where(column_ok, tl.log(x), 0.0), 0))

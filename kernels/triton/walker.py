@@ -3,6 +3,21 @@
 import triton
 import triton.language as tl
 
+from fastassoc.kernels.triton.buffers import (
+    CLASS,
+    CLASS_TILES,
+    CORRECT,
+    FIRST_PAIR,
+    FIRST_TILE,
+    KEPT,
+    LOSS,
+    PAIR_COUNT,
+    RHO_VISIT,
+    RHO_WALKER,
+    ROOT,
+    ROW,
+    SIZE,
+)
 from fastassoc.kernels.triton.primitives import load_normaliser
 from fastassoc.kernels.triton.round_trips import column_splits
 
@@ -15,29 +30,28 @@ def walker(
 ):  # fmt: skip
     """``-sum_i 1/(N n_i) sum_{k~i} log(eps + p_aba_ik)``, its derivative ``G_ik = -1 / (N n_i (eps + p_aba_ik))``.
 
-    A program owns BLOCK_N rows of a class tile. ``g`` [pairs, CLASS_ROWS, CLASS_ROWS] is None without a gradient;
-    ``rows`` [4, N] gets ``rho_walker_i = sum_k G_ik p_aba_ik`` in row 2 and ``rho_visit_i`` in row 3; ``parts``
-    [3, programs] the shares of the loss, of ``sum_i c_i`` and of ``sum_i sqrt(c_i)``, ``c_i = sum_{k~i} p_aba_ik``.
+    A program owns BLOCK_N rows of a class tile. Fills ``walker_parts``, and for a gradient ``g`` and both ``rho`` of
+    ``rows``.
     """
     ACC: tl.constexpr = rows_ptr.dtype.element_ty
     program = tl.program_id(0)
     tile = program // (CLASS_ROWS // BLOCK_N)
     offs_n = program % (CLASS_ROWS // BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, CLASS_ROWS)
-    pairs = tl.load(counts_ptr + 2)
+    pairs = tl.load(counts_ptr + PAIR_COUNT)
     splits = column_splits(pairs, ITEMS, COLUMN_TILES, MAX_SPLITS)
     # 1. The rows. A tile that does not exist has none, and no pairs.
     slot = tile * CLASS_ROWS + offs_n
-    row = tl.load(slots_ptr + slot)
-    class_i = tl.load(slots_ptr + SLOTS + slot)
+    row = tl.load(slots_ptr + ROW * SLOTS + slot)
+    class_i = tl.load(slots_ptr + CLASS * SLOTS + slot)
     ok = row >= 0
     row = tl.maximum(row, 0).to(tl.int64)
     _, inverse_i = load_normaliser(rows_ptr, row, ok, N)
-    rows_kept = tl.load(counts_ptr).to(ACC)
-    weight = 1.0 / (rows_kept * tl.load(classes_ptr + row, mask=ok, other=1).to(ACC))
-    first_pair = tl.load(tiles_ptr + tile)
-    first_tile = tl.load(tiles_ptr + TILES + tile)
-    count = tl.load(tiles_ptr + 2 * TILES + tile)
+    rows_kept = tl.load(counts_ptr + KEPT).to(ACC)
+    weight = 1.0 / (rows_kept * tl.load(classes_ptr + SIZE * N + row, mask=ok, other=1).to(ACC))
+    first_pair = tl.load(tiles_ptr + FIRST_PAIR * TILES + tile)
+    first_tile = tl.load(tiles_ptr + FIRST_TILE * TILES + tile)
+    count = tl.load(tiles_ptr + CLASS_TILES * TILES + tile)
     # 2. Their pairs of tiles, shares added in order.
     if WALKER:
         log_sum = tl.zeros([BLOCK_N], dtype=ACC)
@@ -52,7 +66,7 @@ def walker(
                 share_ok = (offs_s < splits)[:, None, None]
                 p_aba += tl.sum(tl.load(trips_ptr + line + offs_k[None, None, :], mask=share_ok, other=0.0), 0)
             p_aba *= inverse_i[:, None]  # [BLOCK_N, CLASS_ROWS]
-            class_k = tl.load(slots_ptr + SLOTS + (first_tile + t) * CLASS_ROWS + offs_k)
+            class_k = tl.load(slots_ptr + CLASS * SLOTS + (first_tile + t) * CLASS_ROWS + offs_k)
             same = ok[:, None] & (class_i[:, None] == class_k[None, :])
             x = p_aba + tl.full([1, 1], eps, ACC)
             log_sum += tl.sum(tl.where(same, tl.log(x), 0.0), 1)
@@ -65,15 +79,15 @@ def walker(
                 rho += tl.sum(g.to(ACC) * p_aba, 1)
                 tl.store(g_ptr + (pair * CLASS_ROWS + offs_n[:, None]) * CLASS_ROWS + offs_k[None, :], g)
         programs = tl.num_programs(0)
-        tl.store(parts_ptr + program, -tl.sum(tl.where(ok, log_sum * weight, 0.0), 0))
-        tl.store(parts_ptr + programs + program, tl.sum(correct, 0))
-        tl.store(parts_ptr + 2 * programs + program, tl.sum(tl.sqrt(correct), 0))
+        tl.store(parts_ptr + LOSS * programs + program, -tl.sum(tl.where(ok, log_sum * weight, 0.0), 0))
+        tl.store(parts_ptr + CORRECT * programs + program, tl.sum(correct, 0))
+        tl.store(parts_ptr + ROOT * programs + program, tl.sum(tl.sqrt(correct), 0))
         if g_ptr is not None:
-            tl.store(rows_ptr + 2 * tl.cast(N, tl.int64) + row, rho, mask=ok)
+            tl.store(rows_ptr + RHO_WALKER * tl.cast(N, tl.int64) + row, rho, mask=ok)
     # 3. The rows' share of the visits.
     if VISIT:
         total = tl.zeros([BLOCK_N], dtype=ACC)
         for split in range(0, splits):
             item = first_pair.to(tl.int64) * splits + split
             total += tl.load(rho_ptr + item * CLASS_ROWS + offs_n, mask=ok, other=0.0)
-        tl.store(rows_ptr + 3 * tl.cast(N, tl.int64) + row, total * inverse_i, mask=ok)
+        tl.store(rows_ptr + RHO_VISIT * tl.cast(N, tl.int64) + row, total * inverse_i, mask=ok)

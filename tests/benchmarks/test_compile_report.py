@@ -24,7 +24,7 @@ pytest.importorskip("triton")
 from benchmarks import compile_report
 from benchmarks.compilation import ARCHITECTURES, Compilation, Figures, count_products, occupancy, violations
 from benchmarks.modes import MODES
-from fastassoc.backends import triton as backend
+from fastassoc.backends.triton import plan
 from fastassoc.kernels.triton.configs import Config, Tile
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_the_committed_report_covers_what_ships_and_breaks_no_limit() -> None:
 @pytest.mark.parametrize(("depth", "words"), [(128, "bytes spilled, at most 32"), (256, "KiB shared of 99")])
 def test_too_large_a_tile_is_found_out(depth: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = Tile(rows=128, columns=128, depth=depth, warps=4, stages=3)
-    monkeypatch.setattr(backend, "choose_config", lambda *_: Config(*[wide] * 6))
+    monkeypatch.setattr(plan, "choose_config", lambda *_: Config(*[wide] * 6))
     (use, *_) = [
         use for use in compile_report.shipped(["sm_86"], ["bf16"], [depth]) if use.compilation.kernel == "normalisers"
     ]

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
+from fastassoc.backends.triton.labels import Labels
 from fastassoc.backends.triton.launch import Launch, Machine, recording
+from fastassoc.backends.triton.precision import float32_products
 
 _PROCESSORS = 132
 """Of the assumed machine; grids depend on it, kernels do not."""
@@ -57,7 +59,7 @@ def _launches(
         b=empty(columns, depth, dtype=dtype),
         bias_a=empty(rows) if biased else None,
         bias_b=empty(columns) if biased else None,
-        labels=triton.Labels(empty(rows, dtype=torch.int64), 0 if biased else None, triton.float32_products()),
+        labels=Labels(empty(rows, dtype=torch.int64), 0 if biased else None, float32_products()),
         scale=1.0,
         eps=1e-8,
         walker=walker,

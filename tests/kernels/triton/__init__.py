@@ -1,1 +1,1 @@
-"""Tests of the Triton kernels: natively on a CUDA GPU, else in Triton's interpreter (tests/test_kernels.py)."""
+"""Tests of the Triton kernels: natively on a CUDA GPU, else interpreted (tests/kernels/test_interpreter.py)."""

@@ -45,27 +45,28 @@ def _products_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["small tiles", "one tile"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Tiles of 32 rows and columns and 64 of the embedding, so that all is looped over; and tiles that hold more."""
-    from fastassoc.backends import triton
+    from fastassoc.backends.triton import plan
     from fastassoc.kernels.triton.configs import Config, Tile
 
     size, depth = (32, 64) if request.param == "small tiles" else (64, 256)
     tile = Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)
     config = Config(*[tile] * 6)
-    monkeypatch.setattr(triton, "choose_config", lambda *_: config)
+    monkeypatch.setattr(plan, "choose_config", lambda *_: config)
     return str(request.param)
 
 
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
     """Kernel launches of the test, in order, with their arguments."""
-    from fastassoc.backends import triton
+    from fastassoc.backends.triton import backward, forward
 
     launches = Trace()
-    launch = triton.launch
+    launch = forward.launch
 
     def traced(kernel: Any, grid: tuple[int, ...], *tile: Any, **arguments: Any) -> None:
         launch(kernel, grid, *tile, **arguments)
         launches.append((kernel.__name__, arguments))
 
-    monkeypatch.setattr(triton, "launch", traced)
+    for passes in (forward, backward):
+        monkeypatch.setattr(passes, "launch", traced)
     return launches

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
+from fastassoc.backends.triton import forward
+from fastassoc.backends.triton.buffers import Buffers
 from tests.kernels.triton.support import DEVICE, sized_classes
 
 CLASS_ROWS = 64
@@ -19,16 +21,16 @@ def layout(labels: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Ten
     a = torch.zeros(len(labels), 1, device=DEVICE)
     values = triton.prepare_labels(labels.to(DEVICE), ignore_index, a, a.dtype)
     saved = triton.losses(Inputs(a, a[:1], None, None, values, 1.0, 1e-8, True, False, a.dtype), True, False).saved
-    slots, tiles, counts = saved[2:5]
-    return slots.cpu(), tiles.cpu(), counts.tolist()
+    buffers = Buffers(*saved)
+    return buffers.slots.cpu(), buffers.tiles.cpu(), buffers.counts.tolist()
 
 
 @pytest.fixture(autouse=True)
 def _layout_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what does not touch the layout, for time."""
-    launch = triton.launch
+    launch = forward.launch
     needed = {"class_sizes", "normalisers", "rows"}
-    monkeypatch.setattr(triton, "launch", lambda k, *x, **y: launch(k, *x, **y) if k.__name__ in needed else None)
+    monkeypatch.setattr(forward, "launch", lambda k, *x, **y: launch(k, *x, **y) if k.__name__ in needed else None)
 
 
 def check(labels: Tensor, ignore_index: int | None = None) -> None:

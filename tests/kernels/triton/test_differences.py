@@ -15,6 +15,7 @@ from torch import Tensor
 from fastassoc import reference
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
+from fastassoc.backends.triton.labels import Labels
 from tests.cases import Case, evaluate, relative_error, seeded
 from tests.kernels.triton.support import DEVICE, FLOAT64, run
 
@@ -52,7 +53,7 @@ def exact(case: Case, scale: float) -> Result:
 def by_kernels(case: Case, scale: float, differences: bool, ignore_index: int | None = None) -> Result:
     a, b = case.a.to(DEVICE), case.b.to(DEVICE)
     bias_a, bias_b = (-scale / 2 * x.square().sum(1) for x in (a, b))
-    labels = triton.Labels(case.labels.to(DEVICE), ignore_index)
+    labels = Labels(case.labels.to(DEVICE), ignore_index)
     inputs = Inputs(a, b, bias_a, bias_b, labels, scale, EPS, True, True, a.dtype, differences)
     losses = triton.losses(inputs, True, False)
     upstream = (torch.tensor(x, dtype=a.dtype, device=DEVICE) for x in (0.7, 1.3))

@@ -32,12 +32,14 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
 
     # Normalisers: maximum in units of log 2, and inverse sum.
     rows, columns = trace.arguments("walker")["rows_ptr"].cpu(), trace.arguments("visits")["columns_ptr"].cpu()
-    close(rows[0] * math.log(2) - rows[1].log(), exact.s.logsumexp(1))
-    close(columns[0] * math.log(2) - columns[1].log(), exact.s.logsumexp(0))
-    assert (rows[1] <= 1).all()
+    maximum, inverse_sum, rho_walker, rho_visit = rows
+    close(maximum * math.log(2) - inverse_sum.log(), exact.s.logsumexp(1))
+    assert (inverse_sum <= 1).all()
+    maximum, inverse_sum, h = columns
+    close(maximum * math.log(2) - inverse_sum.log(), exact.s.logsumexp(0))
     # Visits.
     close(trace.arguments("visits")["visit_ptr"], exact.visit)
-    close(columns[2], exact.h)
+    close(h, exact.h)
     # Round trips, by what the walker makes of them; nothing off-class.
     arguments = trace.arguments("walker")
     g = blocks_to_dense(arguments["g_ptr"], arguments, n).cpu()
@@ -45,8 +47,8 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
     off_class = g[~exact.same]
     # Pairs of tiles without a class in both are not computed, and not read.
     assert (off_class[~off_class.isinf()] == 0).all()
-    close(rows[2], (exact.g * exact.p_aba).where(exact.same, 0).sum(1))
-    close(rows[3], exact.p_ab @ exact.h)
+    close(rho_walker, (exact.g * exact.p_aba).where(exact.same, 0).sum(1))
+    close(rho_visit, exact.p_ab @ exact.h)
     # Backward: kappa, and the gradients from ds.
     close(trace.arguments("kappa")["kappa_ptr"], exact.kappa)
     u, w = exact.g @ exact.q, exact.g.T @ exact.p_ab
@@ -59,15 +61,15 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
 @pytest.mark.usefixtures("tiles")
 def test_shares_of_one_range_of_columns(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine so small that nothing is split: one program walks all columns, one range writes da itself.
-    from fastassoc.backends import triton
+    from fastassoc.backends.triton import plan
     from fastassoc.backends.triton.launch import Machine
 
     case = case_of(70, 90, 20)
     split = run(case, ignore_index=-3)
     names, trace[:] = trace.names, []
     assert "add_shares" in names
-    monkeypatch.setattr(triton, "_PROGRAMS_PER_PROCESSOR", 1)
-    monkeypatch.setattr(triton, "machine", lambda _: Machine("interpreter", 1))
+    monkeypatch.setattr(plan, "_PROGRAMS_PER_PROCESSOR", 1)
+    monkeypatch.setattr(plan, "machine", lambda _: Machine("interpreter", 1))
     whole = run(case, ignore_index=-3)
     assert "add_shares" not in trace.names
     assert trace.arguments("normalisers")["row_parts_ptr"].shape[1] == 1

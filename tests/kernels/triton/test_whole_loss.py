@@ -14,6 +14,8 @@ import fastassoc
 from fastassoc import reference
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
+from fastassoc.backends.triton import buffers
+from fastassoc.backends.triton.labels import Labels
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
 
@@ -41,7 +43,7 @@ def test_classes_of_1_to_300_rows() -> None:
 
 
 def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "MAX_ROWS_WITHOUT_SYNC", 129)
+    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", 129)
     case = make_case(130, 9, 2, 7)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
     # All classes are known to fit a tile, and buffers hold what exists.
@@ -255,7 +257,7 @@ def test_launches(trace: Trace) -> None:
 
 def test_no_row_left_on_a_device_gives_nan() -> None:
     a = torch.ones(3, 2, device=DEVICE)
-    labels = triton.Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0)
+    labels = Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0)
     result = triton.losses(Inputs(a, a, None, None, labels, 1.0, 1e-8, True, True, a.dtype), True, False)
     assert result.walker is not None
     assert result.visit is not None
@@ -265,14 +267,14 @@ def test_no_row_left_on_a_device_gives_nan() -> None:
 
 @pytest.mark.parametrize("limit", [2, 2048])
 def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "MAX_ROWS_WITHOUT_SYNC", limit)
+    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", limit)
     a = torch.ones(3, 2, device=DEVICE)
     inputs = Inputs(
         a,
         a,
         None,
         None,
-        triton.Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0),
+        Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0),
         1.0,
         1e-8,
         True,

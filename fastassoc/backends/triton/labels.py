@@ -1,0 +1,32 @@
+"""Labels on the device of the embeddings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastassoc import validation
+from fastassoc.backends.triton.precision import float32_products
+
+
+class Labels(NamedTuple):
+    """What a call makes of its labels."""
+
+    values: Tensor
+    """[N], any strides, of a dtype that kernels take."""
+    ignore_index: int | None
+    float32_products: str = "ieee"
+    """As they were set when the forward pass began; the backward pass must not see another setting."""
+
+
+def labels_on(device: torch.device, labels: Tensor, ignore_index: int | None) -> Labels:
+    """Labels on that device. Those on the CPU must leave a row that takes part; those on a device are not read."""
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        # Kernels take none of them. Beyond int64 values wrap around, one to one.
+        labels = labels.to(torch.int64)
+    if ignore_index is not None and labels.device.type == "cpu":
+        # An index beyond a narrower dtype would wrap around.
+        validation.check_rows_left(int((labels.to(torch.int64) != ignore_index).sum()), ignore_index)
+    return Labels(labels.to(device, non_blocking=True), ignore_index, float32_products())

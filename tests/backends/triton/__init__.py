@@ -1,0 +1,1 @@
+"""Tests of the Triton backend: what shows without running a kernel."""
