@@ -1,6 +1,6 @@
 """Fast, exact losses for "Learning by Association" (Haeusser, Mordvintsev, Cremers, CVPR 2017)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastassoc.api import WalkStatistics, walker_visit_loss
 from fastassoc.nn import WalkerVisitLoss
@@ -8,11 +8,14 @@ from fastassoc.version import __version__
 
 __all__ = ["WalkStatistics", "WalkerVisitLoss", "__version__", "reference", "walker_visit_loss"]
 
+if TYPE_CHECKING:
+    from fastassoc import reference
+else:
 
-def __getattr__(name: str) -> Any:
-    # The specification is there for comparison; the product never loads it.
-    if name == "reference":
-        import importlib
+    def __getattr__(name: str) -> Any:
+        # The specification is there for comparison; the product never loads it.
+        if name == "reference":
+            import importlib
 
-        return importlib.import_module("fastassoc.reference")
-    raise AttributeError(f"module 'fastassoc' has no attribute {name!r}")
+            return importlib.import_module("fastassoc.reference")
+        raise AttributeError(f"module 'fastassoc' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from fastassoc import operators, validation
 from fastassoc.autograd import OperatorFunction, WalkerVisitFunction
 from fastassoc.backends import choose_backend
 from fastassoc.computation import Call, own_precision
+from fastassoc.validation import Backend, Similarity
 
 _TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
 
@@ -40,12 +41,12 @@ def walker_visit_loss(
     *,
     walker_weight: float | Tensor = ...,
     visit_weight: float | Tensor = ...,
-    similarity: str = ...,
+    similarity: Similarity = ...,
     temperature: float | Tensor = ...,
     eps: float = ...,
     ignore_index: int | None = ...,
     return_stats: Literal[False] = ...,
-    backend: str = ...,
+    backend: Backend = ...,
 ) -> Tensor: ...
 
 
@@ -57,12 +58,29 @@ def walker_visit_loss(
     *,
     walker_weight: float | Tensor = ...,
     visit_weight: float | Tensor = ...,
-    similarity: str = ...,
+    similarity: Similarity = ...,
+    temperature: float | Tensor = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_stats: Literal[True],
+    backend: Backend = ...,
+) -> tuple[Tensor, WalkStatistics]: ...
+
+
+@overload
+def walker_visit_loss(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    walker_weight: float | Tensor = ...,
+    visit_weight: float | Tensor = ...,
+    similarity: Similarity = ...,
     temperature: float | Tensor = ...,
     eps: float = ...,
     ignore_index: int | None = ...,
     return_stats: bool,
-    backend: str = ...,
+    backend: Backend = ...,
 ) -> Tensor | tuple[Tensor, WalkStatistics]: ...
 
 
@@ -73,12 +91,12 @@ def walker_visit_loss(
     *,
     walker_weight: float | Tensor = 1.0,
     visit_weight: float | Tensor = 1.0,
-    similarity: str = "dot",
+    similarity: Similarity = "dot",
     temperature: float | Tensor = 1.0,
     eps: float = 1e-8,
     ignore_index: int | None = None,
     return_stats: bool = False,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, WalkStatistics]:
     r"""Walker and visit loss of "Learning by Association": ``walker_weight * walker + visit_weight * visit``.
 

@@ -2,30 +2,82 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Generic, Literal, cast, overload
+
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from fastassoc import validation
 from fastassoc.api import WalkStatistics, walker_visit_loss
+from fastassoc.validation import Backend, Similarity
+
+Result = TypeVar("Result", default=Tensor)
+"""What a call returns: the loss, or, with ``return_stats``, the pair of it and `WalkStatistics`."""
 
 
-class WalkerVisitLoss(nn.Module):
+class WalkerVisitLoss(nn.Module, Generic[Result]):
     """`fastassoc.walker_visit_loss` with its options fixed at construction; see there for every argument.
 
     The options are checked when the module is made. A weight or temperature given as an ``nn.Parameter`` is registered
     and learned with the module.
+
+    To type checkers it is generic in what a call returns, by default the loss alone: with ``return_stats`` it is a
+    ``WalkerVisitLoss[tuple[Tensor, WalkStatistics]]``.
     """
+
+    @overload
+    def __init__(
+        self: WalkerVisitLoss[Tensor],
+        *,
+        walker_weight: float | Tensor = ...,
+        visit_weight: float | Tensor = ...,
+        similarity: Similarity = ...,
+        temperature: float | Tensor = ...,
+        eps: float = ...,
+        ignore_index: int | None = ...,
+        return_stats: Literal[False] = ...,
+        backend: Backend = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: WalkerVisitLoss[tuple[Tensor, WalkStatistics]],
+        *,
+        walker_weight: float | Tensor = ...,
+        visit_weight: float | Tensor = ...,
+        similarity: Similarity = ...,
+        temperature: float | Tensor = ...,
+        eps: float = ...,
+        ignore_index: int | None = ...,
+        return_stats: Literal[True],
+        backend: Backend = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: WalkerVisitLoss[Tensor | tuple[Tensor, WalkStatistics]],
+        *,
+        walker_weight: float | Tensor = ...,
+        visit_weight: float | Tensor = ...,
+        similarity: Similarity = ...,
+        temperature: float | Tensor = ...,
+        eps: float = ...,
+        ignore_index: int | None = ...,
+        return_stats: bool,
+        backend: Backend = ...,
+    ) -> None: ...
 
     def __init__(
         self,
         *,
         walker_weight: float | Tensor = 1.0,
         visit_weight: float | Tensor = 1.0,
-        similarity: str = "dot",
+        similarity: Similarity = "dot",
         temperature: float | Tensor = 1.0,
         eps: float = 1e-8,
         ignore_index: int | None = None,
         return_stats: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
@@ -38,9 +90,14 @@ class WalkerVisitLoss(nn.Module):
         self.return_stats = return_stats
         self.backend = backend
 
-    def forward(self, a: Tensor, b: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, WalkStatistics]:
+    if TYPE_CHECKING:
+
+        def __call__(self, a: Tensor, b: Tensor, labels: Tensor) -> Result:
+            """`forward` with the hooks of ``nn.Module``."""
+
+    def forward(self, a: Tensor, b: Tensor, labels: Tensor) -> Result:
         """The loss of embeddings ``a`` [N, D] with ``labels`` [N] and ``b`` [M, D]; with statistics if asked for."""
-        return walker_visit_loss(
+        result = walker_visit_loss(
             a,
             b,
             labels,
@@ -53,6 +110,7 @@ class WalkerVisitLoss(nn.Module):
             return_stats=self.return_stats,
             backend=self.backend,
         )
+        return cast("Result", result)
 
     def extra_repr(self) -> str:
         """The options, for printing."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-SIMILARITIES = ("dot", "cosine", "euclidean")
-BACKENDS = ("auto", "cpu", "triton")
+Similarity = Literal["dot", "cosine", "euclidean"]
+Backend = Literal["auto", "cpu", "triton"]
+SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ORDINARY = (Tensor, torch.nn.Parameter)
 """Types of tensors that are no more than their memory."""
 _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Room: what of the project it may import beside itself. A module belongs to the room with the longest name that is its
 # own or that of a package around it; "fastassoc" is that module alone.
 RULES: dict[str, tuple[str, ...]] = {
-    "fastassoc": ("fastassoc.api", "fastassoc.nn", "fastassoc.version"),
+    "fastassoc": ("fastassoc.api", "fastassoc.nn", "fastassoc.version", "fastassoc.reference"),
     "fastassoc.version": (),
     "fastassoc.nn": ("fastassoc.api", "fastassoc.validation"),
     "fastassoc.api": (

@@ -123,15 +123,15 @@ def brackets(shape: Shape) -> Function:
 
         def products(i: Value, totals: list[Value]) -> list[Value]:
             return [
-                function.fma(*(function.load(shape.vector, x, i) for x in pair), total)
-                for pair, total in zip(lines, totals, strict=True)
+                function.fma(function.load(shape.vector, line, i), function.load(shape.vector, out, i), total)
+                for (line, out), total in zip(lines, totals, strict=True)
             ]
 
         factors = []
         for n, total in enumerate(sums_over_rows(function, shape, rows, count, products)):
             kappa = function.sum(total) * function.load("float", v, j + n) * -0.5
-            of_column = function.load("float", h, j + n), function.load("float", g, j + n) * -1.0, kappa
-            factors.append([function.splat(shape.vector, x) for x in of_column])
+            numbers = function.load("float", h, j + n), function.load("float", g, j + n) * -1.0, kappa
+            factors.append([function.splat(shape.vector, x) for x in numbers])
         with function.loop(0, rows, shape.lanes) as loop:
             of_rows = [function.load(shape.vector, x, loop.index) for x in (f, rho, u)]
             for (line, out), of_column in zip(lines, factors, strict=True):
