@@ -119,8 +119,8 @@ def _add_round_trips(blocks: ClassBlocks, products: list[Tensor], t: Tensor, q: 
 def apply_kernels(blocks: ClassBlocks, kernels: list[Tensor], tile: Tensor, out: Tensor | None) -> Tensor:
     """``out_cij = sum_k kernels_cik tile_ckj`` for every block c; ``tile`` and ``out`` are row-major [N, columns]."""
     if blocks.dense:
-        # Small batches notice every view.
-        return torch.mm(kernels[0][0], tile, out=out)
+        # Small batches notice every view, and indexing more.
+        return torch.mm(kernels[0].view(blocks.rows, blocks.rows), tile, out=out)
     if out is None:
         out = torch.empty_like(tile)
     for bucket, kernel in zip(blocks.buckets, kernels, strict=True):
