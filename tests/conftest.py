@@ -27,7 +27,7 @@ def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Each way through the CPU backend, whatever the size of the batch.
 
     "small tiles": 16 columns a tile and room to keep two of them, so that a batch of 100 columns has kept tiles,
-    streamed tiles and a ragged last one. "native" is machine code of our own, "native narrow" that for AVX2, "native
+    streamed tiles and a ragged last one. "native" is compiled machine code, "native narrow" that for AVX2, "native
     tiles" with small tiles, none of them kept.
     """
     path: str = request.param

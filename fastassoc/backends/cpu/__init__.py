@@ -56,12 +56,12 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.protocol.Backend`."""
     own = machine.machine() if forward.takes(inputs) else None
     results = None if own is None else forward.losses(own, inputs, needs_gradient, statistics)
-    if results is None:
-        by_operations = whole.losses if _is_whole(inputs) else tiles.losses
-        results = by_operations(inputs, needs_gradient, statistics)
-        # The first place is that of machine code, which tells `gradients` whose the others are.
-        return results._replace(saved=(None, *results.saved)) if needs_gradient else results
-    return results
+    if results is not None:
+        return results
+    by_operations = whole.losses if _is_whole(inputs) else tiles.losses
+    results = by_operations(inputs, needs_gradient, statistics)
+    # The first place is that of machine code, which tells `gradients` whose the others are.
+    return Losses._make((*results[:-1], (None, *results.saved))) if needs_gradient else results
 
 
 def gradients(
@@ -91,10 +91,10 @@ def _common_factor(walker: float, visit: float, limit: float) -> float:
 def _gradients(
     inputs: Inputs, saved: Saved, upstream_walker: float | None, upstream_visit: float | None, needs: Needs
 ) -> Gradients:
-    native_memory, *others = saved
+    native_memory = saved[0]
     if native_memory is None:
         by_operations = whole.gradients if _is_whole(inputs) else tiles.gradients
-        return by_operations(inputs, tuple(others), upstream_walker, upstream_visit, needs)
+        return by_operations(inputs, saved[1:], upstream_walker, upstream_visit, needs)
     own = machine.machine()
     assert own is not None
     return backward.gradients(own, inputs, native_memory, upstream_walker, upstream_visit, needs)

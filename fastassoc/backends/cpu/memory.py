@@ -37,9 +37,10 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(loan).view(dtype).view(shape)
 
 
-def large_result(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """Borrowed memory for what an operation gives; None where its own allocation is as quick."""
-    return borrow(shape, dtype) if math.prod(shape) * dtype.itemsize >= _SMALLEST_BYTES else None
+def large_result(shape: tuple[int, int] | torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """Borrowed memory for the matrix that an operation gives; None where its own allocation is as quick."""
+    rows, columns = shape
+    return borrow(shape, dtype) if rows * columns * dtype.itemsize >= _SMALLEST_BYTES else None
 
 
 class _Loan(np.ndarray):

@@ -1,5 +1,5 @@
 """The forward passes by machine code (`fastassoc.kernels.cpu`): the merged form of
-`fastassoc.backends.cpu.operations.tiles`, ``t`` transposed, ``row`` entries for each column of the scores.
+`fastassoc.backends.cpu.operations.sweeps`, ``t`` transposed, ``row`` entries for each column of the scores.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _forward(walk: Walk, needs_gradient: bool, statistics: bool, shifted: bool) 
 def _holds(eps: float, found: ctypes.Array[ctypes.c_float], u_limits: tuple[float, float], all_columns: bool) -> bool:
     """Whether sums lie in their range, and what underflows stays below ``eps`` times the roundoff of a probability.
 
-    As in `fastassoc.backends.cpu.operations.tiles`. What the first columns say of y is final, of f it is not.
+    As in `fastassoc.backends.cpu.operations.sweeps`. What the first columns say of y is final, of f it is not.
     """
     limit = eps * _UNDERFLOW
     f_low, f_high, f_sum, y_low, y_high, y_sum = found

@@ -1,4 +1,4 @@
-"""The passes as blocked torch: tiles of columns that stay in cache, in-place arithmetic.
+"""Sweeps over tiles of columns that stay in cache, in torch operations that write in place.
 
 A tile is all N rows of the scores against a range of columns of ``b``, so a column is complete inside one tile. One
 exponential per score serves the sums over rows, the sums over columns and the round trips of a class, for the sums over
@@ -91,7 +91,7 @@ class _Factors(NamedTuple):
 
 
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """See `fastassoc.backends.cpu.operations.passes.Passes`."""
+    """Normalisers of rows and columns, visits and round trips."""
     merged = merged_walks(problem, needs_gradient) if problem.eps > 0.0 else None
     return plain_walks(problem, needs_gradient) if merged is None else merged
 
