@@ -35,7 +35,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-# Whole and blocked passes; logits beyond the range of the merged form, whose saved tensors are others.
+# Whole matrices and tiles; logits beyond the range of the merged form, whose saved tensors are others.
 @pytest.mark.parametrize(("path", "scale"), [("dense", 1.0), ("whole", 1.0), ("tiles", 1.0), ("tiles", 12.0)])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compiled_step_is_the_eager_one(

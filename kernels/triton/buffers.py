@@ -48,7 +48,7 @@ MAXIMUM, INVERSE_SUM, RHO_WALKER, RHO_VISIT = map(tl.constexpr, range(ROW_FIELDS
 """The normaliser (`fastassoc.kernels.triton.primitives`), infinity and 0 for a row that takes no part; ``rho`` of the
 walker, ``sum_k G_ik p_aba_ik``, and of the visits, ``sum_j p_ab_ij h_j``, at upstream gradients of 1."""
 COLUMN_FIELDS = 3
-H = tl.constexpr(2)
+H = tl.constexpr(COLUMN_FIELDS - 1)
 """``h`` at an upstream gradient of 1."""
 
 # ``row_parts`` [ROW_PART_FIELDS, programs, N] acc

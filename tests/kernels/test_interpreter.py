@@ -1,4 +1,4 @@
-"""The tests in tests/kernels where there is no GPU: in Triton's interpreter, chosen before Triton is imported."""
+"""The tests in tests/kernels/triton where there is no GPU: in the interpreter, chosen before Triton is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/kernels run natively")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/kernels/triton run natively")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     # Arithmetic on the NaN of poisoned memory is not worth a warning.

@@ -22,7 +22,7 @@ _REMEMBERED_ROWS = 1024
 what was made of them for the same M is used again."""
 _UPSTREAM = 2.0**20
 """Beyond it, and below its inverse, upstream gradients are brought near 1 first: what is made of them, in float32, is
-then far from its limits. Without ``eps``, which bounds gradients of round trips, it is always done."""
+then far from its limits. Without ``eps``, which bounds gradients of round trips, the bound is 1."""
 
 _WHOLE_BYTES = 2**20
 """Up to this size of the scores whole matrices are quicker than tiles."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST_BYTES = 64 * 2**10
+_SMALLEST_RESULT = 256 * 2**10
 _FREE_BYTES = 288 * 2**20
 """What is kept for later calls, at most: the largest matrix that lives from forward to backward, and some tiles."""
 
@@ -38,9 +39,9 @@ def borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def large_result(shape: tuple[int, int] | torch.Size, dtype: torch.dtype) -> Tensor | None:
-    """Borrowed memory for the matrix that an operation gives; None where its own allocation is as quick."""
+    """Borrowed memory for the matrix that an operation gives; None where its own allocation is quicker."""
     rows, columns = shape
-    return borrow(shape, dtype) if rows * columns * dtype.itemsize >= _SMALLEST_BYTES else None
+    return borrow(shape, dtype) if rows * columns * dtype.itemsize >= _SMALLEST_RESULT else None
 
 
 class _Loan(np.ndarray):
