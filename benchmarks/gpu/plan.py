@@ -52,7 +52,7 @@ LOGITS = {"small": 0.1, "large": 1.6}
 
 FULL = Plan(
     depth=128,
-    tests=("tests/kernels",),
+    tests=("tests/kernels/triton",),
     errors=Size(500, 2000, 10, 1),
     repeated=(Size(1000, 1000, 10, 20), Size(2048, 16384, 100, 20)),
     launches=Size(100, 1000, 10, 1),
