@@ -155,8 +155,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def compile_kernel(compilation: Compilation) -> Figures:
-    """Compiles and reads the result; raises what the compiler raises."""
+def compiled(compilation: Compilation) -> Any:
+    """What Triton makes of it, every stage of the compiler in ``asm``; raises what the compiler raises."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -167,24 +167,30 @@ def compile_kernel(compilation: Compilation) -> Figures:
     kernel = getattr(importlib.import_module(compilation.module), compilation.kernel)
     source = ASTSource(kernel, compilation.signature, compilation.constants, compilation.attributes)
     options = {"num_warps": compilation.warps, "num_stages": compilation.stages}
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_kernel(compilation: Compilation) -> Figures:
+    """Compiles and reads the result; raises what the compiler raises."""
+    architecture = ARCHITECTURES[compilation.architecture]
     start = time.perf_counter()
-    compiled = triton.compile(source, target=target, options=options)
+    result = compiled(compilation)
     seconds = time.perf_counter() - start
-    assembly = compiled.asm["amdgcn" if architecture.amd else "ptx"]
-    registers, spilled = _amd_resources(assembly) if architecture.amd else _cuda_resources(compiled.asm["cubin"])
-    products, tensor_products = count_products(compiled.asm["ttgir"])
-    tensor_columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    assembly = result.asm["amdgcn" if architecture.amd else "ptx"]
+    registers, spilled = _amd_resources(assembly) if architecture.amd else _cuda_resources(result.asm["cubin"])
+    products, tensor_products = count_products(result.asm["ttgir"])
+    tensor_columns = getattr(result.metadata, "tmem_size", None) or 0
     return Figures(
         registers=registers,
         spilled_bytes=spilled,
-        shared_bytes=compiled.metadata.shared,
+        shared_bytes=result.metadata.shared,
         products=products,
         tensor_products=tensor_products,
         mma_sync=len(re.findall(r"\bmma\.sync", assembly)),
         wgmma=len(re.findall(r"\bwgmma\.mma_async", assembly)),
         tcgen05=len(re.findall(r"\btcgen05\.mma", assembly)),
         mfma=len(re.findall(r"\bv_mfma", assembly)),
-        occupancy=occupancy(architecture, registers, compiled.metadata.shared, compilation.warps, tensor_columns),
+        occupancy=occupancy(architecture, registers, result.metadata.shared, compilation.warps, tensor_columns),
         compile_s=seconds,
     )
 
