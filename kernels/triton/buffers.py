@@ -9,8 +9,8 @@ Buffers with fields follow below, [fields, length]. A field begins at its number
 - ``visit`` [M] acc: visit probabilities; ``visit_parts`` [programs] acc: shares of the visit loss.
 - ``trips`` [items, CLASS_ROWS, CLASS_ROWS] acc: shares of ``l_i p_aba_ik``; ``rho`` [items, CLASS_ROWS] acc: shares of
   ``l_i rho_i`` of the visits.
-- ``g`` [pairs, CLASS_ROWS, CLASS_ROWS], bfloat16 where products round to it, else acc: ``G_ik``, 0 across classes. None
-  without the walker or without a gradient.
+- ``g`` [pairs, CLASS_ROWS, CLASS_ROWS], bfloat16 where products round to it, else acc: ``G_ik`` as products round it,
+  0 across classes. None without the walker or without a gradient.
 - ``kappa`` [M] acc, at an upstream gradient of 1. None without the walker.
 - ``da`` [N, D] and ``db`` [M, D] in the dtype of the embeddings; ``dbias_a`` [N] and ``dbias_b`` [M] acc.
 - ``da_parts`` [ranges, N, D] and ``dbias_a_parts`` [ranges, N] acc: shares over ranges of columns; rows that take no

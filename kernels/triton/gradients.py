@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import CLASS_TILES, FIRST_PAIR, FIRST_TILE, RHO_VISIT, RHO_WALKER, H
-from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, product, scores, slot_rows
+from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, product, rounded, scores, slot_rows
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def probabilities(
 
 @triton.jit
 def load_g(g_ptr, pair, BLOCK_N: tl.constexpr):
-    """``G`` of a pair of tiles, [BLOCK_N, BLOCK_N]."""
+    """``G`` of a pair of tiles, as products round it, [BLOCK_N, BLOCK_N]."""
     offs = tl.arange(0, BLOCK_N)
     return tl.load(g_ptr + (pair.to(tl.int64) * BLOCK_N + offs[:, None]) * BLOCK_N + offs[None, :])
 
@@ -46,10 +46,10 @@ def class_products(
     count = tl.load(tiles_ptr + CLASS_TILES * TILES + tile)
     # 1. Round trips within the tile.
     g = load_g(g_ptr, pair + tile - first, BLOCK_N)
-    u = product(g, q, tl.zeros_like(q), PRODUCT)  # [BLOCK_N, BLOCK_M]
+    u = product(g, rounded(q, PRODUCT), tl.zeros_like(q), PRODUCT)  # [BLOCK_N, BLOCK_M]
     w = u
     if BACK:
-        w = product(tl.trans(g), p, tl.zeros_like(p), PRODUCT)  # [BLOCK_N, BLOCK_M]
+        w = product(tl.trans(g), rounded(p, PRODUCT), tl.zeros_like(p), PRODUCT)  # [BLOCK_N, BLOCK_M]
     # 2. To and from the other tiles of its class, whose first pairs are ``count`` apart. Known to have none, the loop
     # around this is the innermost one, the only one that is pipelined.
     if not ONE_TILE:
@@ -57,16 +57,16 @@ def class_products(
             other = (tile - first + step) % count
             row, row_ok = slot_rows(slots_ptr, first + other, BLOCK_N)
             # [BLOCK_N, BLOCK_D]
-            a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+            a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
             p_k, q_k = probabilities(
                 a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, row, row_ok,
                 column, column_ok, N, M, D, scale, stride_an, stride_ad, stride_bm, stride_bd,
                 BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
             )  # fmt: skip
-            u = product(load_g(g_ptr, pair + other, BLOCK_N), q_k, u, PRODUCT)
+            u = product(load_g(g_ptr, pair + other, BLOCK_N), rounded(q_k, PRODUCT), u, PRODUCT)
             if BACK:
                 back = pair + (other - (tile - first)) * count + tile - first
-                w = product(tl.trans(load_g(g_ptr, back, BLOCK_N)), p_k, w, PRODUCT)
+                w = product(tl.trans(load_g(g_ptr, back, BLOCK_N)), rounded(p_k, PRODUCT), w, PRODUCT)
     return u, w
 
 

@@ -22,12 +22,12 @@ def kappa(
     column = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     column_ok = column < M
     # [BLOCK_M, BLOCK_D]
-    b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
+    b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
     total = tl.zeros([BLOCK_M], dtype=kappa_ptr.dtype.element_ty)
     for tile in range(0, tl.load(counts_ptr + TILE_COUNT)):
         row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
         # [BLOCK_N, BLOCK_D]
-        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
         p, q = probabilities(
             a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, row, row_ok, column, column_ok,
             N, M, D, scale, stride_an, stride_ad, stride_bm, stride_bd, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,

@@ -29,7 +29,7 @@ def normalisers(
         column = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         column_ok = column < M
         # [BLOCK_M, BLOCK_D]
-        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
+        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
         m_j = tl.full([BLOCK_M], -float("inf"), dtype=ACC)
         l_j = tl.zeros([BLOCK_M], dtype=ACC)
         for start in range(0, N, BLOCK_N):
@@ -37,7 +37,7 @@ def normalisers(
             row = start + tl.arange(0, BLOCK_N)
             row_ok = tl.load(classes_ptr + SIZE * N + row, mask=row < N, other=0) > 0
             # [BLOCK_N, BLOCK_D]
-            a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+            a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
             s = scores(
                 a_tile, b_tile, a_ptr, b_ptr, row, row_ok, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
                 stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,

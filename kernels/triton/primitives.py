@@ -14,16 +14,32 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def load_rows(x_ptr, index, valid, d, D, stride_n, stride_d, BLOCK_D: tl.constexpr):
-    """``x[index, d : d + BLOCK_D]``, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D]."""
+def rounded(x, PRECISION: tl.constexpr):
+    """What a product at ``PRECISION`` is to take for ``x``: at "tf32", float32 to the nearest of 10 binary places.
+
+    Tensor cores drop the other 13, so every operand would become smaller. Written in integers, which is what
+    ``cvt.rna.tf32.f32`` compiles to. NaN of all ones would become 0.
+    """
+    if PRECISION == "tf32" and x.dtype == tl.float32:
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x
+
+
+@triton.jit
+def load_rows(x_ptr, index, valid, d, D, stride_n, stride_d, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+    """``x[index, d : d + BLOCK_D]``, `rounded`, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D]."""
     offs_d = d + tl.arange(0, BLOCK_D)
     offsets = index.to(tl.int64)[:, None] * stride_n + offs_d.to(tl.int64)[None, :] * stride_d
-    return tl.load(x_ptr + offsets, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
+    return rounded(tl.load(x_ptr + offsets, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0), PRECISION)
 
 
 @triton.jit
 def product(x, y, acc, PRECISION: tl.constexpr):
-    """``acc + x y``; operands rounded to "bf16" or "fp16", else float32 or float64 at that precision of the unit."""
+    """``acc + x y``; operands made "bf16" or "fp16", else float32 or float64 at that precision of the unit.
+
+    They are `rounded` before, as what takes part in several products need be only once.
+    """
     if PRECISION == "bf16":
         acc = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16), acc)
     elif PRECISION == "fp16":
@@ -57,8 +73,9 @@ def scores(
         s = product(a_tile, tl.trans(b_tile), s, PRECISION)
     else:
         for d in range(0, D, BLOCK_D):
-            a = load_rows(a_ptr, row, row_ok, d, D, stride_an, stride_ad, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-            b = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+            # [BLOCK_N, BLOCK_D], [BLOCK_M, BLOCK_D]
+            a = load_rows(a_ptr, row, row_ok, d, D, stride_an, stride_ad, BLOCK_D, PRECISION)
+            b = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D, PRECISION)
             s = product(a, tl.trans(b), s, PRECISION)
     s *= tl.full([1, 1], scale, ACC) * LOG2E
     if bias_a_ptr is not None and PRECISION != "differences":

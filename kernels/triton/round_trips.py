@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import FIRST_PAIR, FIRST_TILE, NO_PAIR, PAIR_COUNT, H
-from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, product, scores, slot_rows
+from fastassoc.kernels.triton.primitives import load_normaliser, load_rows, product, rounded, scores, slot_rows
 
 
 @triton.jit
@@ -50,7 +50,8 @@ def round_trips(
     row_i, ok_i = slot_rows(slots_ptr, tile_i, BLOCK_N)
     row_k, ok_k = slot_rows(slots_ptr, tile_k, BLOCK_N)
     m_i, _ = load_normaliser(rows_ptr, row_i, ok_i, N)
-    a_i = load_rows(a_ptr, row_i, ok_i, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None  # [BLOCK_N, BLOCK_D]
+    # [BLOCK_N, BLOCK_D]
+    a_i = load_rows(a_ptr, row_i, ok_i, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
     # 2. The columns of this split.
     trips = tl.zeros([BLOCK_N, BLOCK_N], dtype=ACC)
     rho = tl.zeros([BLOCK_N], dtype=ACC)
@@ -61,7 +62,7 @@ def round_trips(
         column_ok = column < M
         m_j, inverse_j = load_normaliser(columns_ptr, column, column_ok, M)
         # [BLOCK_M, BLOCK_D]
-        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
+        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
         s = scores(
             a_i, b_tile, a_ptr, b_ptr, row_i, ok_i, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
             stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
@@ -78,14 +79,16 @@ def round_trips(
             if not ONE_TILE:  # noqa: SIM102
                 # A class within one tile needs its scores once.
                 if tile_k != tile_i:
-                    # [BLOCK_N, BLOCK_D]
-                    a_k = load_rows(a_ptr, row_k, ok_k, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None
+                    a_k = None
+                    if ONE_D:
+                        # [BLOCK_N, BLOCK_D]
+                        a_k = load_rows(a_ptr, row_k, ok_k, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION)
                     s = scores(
                         a_k, b_tile, a_ptr, b_ptr, row_k, ok_k, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
                         stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
                     )  # [BLOCK_N, BLOCK_M]  # fmt: skip
             q = tl.exp2(s - m_j[None, :]) * inverse_j[None, :]
-            trips = product(t, tl.trans(q), trips, PRODUCT)
+            trips = product(rounded(t, PRODUCT), tl.trans(rounded(q, PRODUCT)), trips, PRODUCT)
     # 3. Store the share.
     offs = tl.arange(0, BLOCK_N)
     base = item.to(tl.int64) * BLOCK_N

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import INVERSE_SUM, TILE_COUNT
 from fastassoc.kernels.triton.gradients import score_gradient
-from fastassoc.kernels.triton.primitives import load_rows, product, slot_rows
+from fastassoc.kernels.triton.primitives import load_rows, product, rounded, slot_rows
 
 
 @triton.jit
@@ -28,7 +28,8 @@ def row_gradients(
     split = tl.program_id(1)
     d = tl.program_id(2) * BLOCK_D
     row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
-    a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D) if ONE_D else None  # [BLOCK_N, BLOCK_D]
+    # [BLOCK_N, BLOCK_D]
+    a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
     da = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
     total = tl.zeros([BLOCK_N], dtype=ACC)
     column_tiles = tl.cdiv(M, BLOCK_M)
@@ -37,7 +38,7 @@ def row_gradients(
         column = (column_tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         column_ok = column < M
         # [BLOCK_M, BLOCK_D]
-        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D) if ONE_D else None
+        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
         ds = score_gradient(
             tile, row, row_ok, a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, kappa_ptr,
             slots_ptr, tiles_ptr, g_ptr, grad_walker_ptr, grad_visit_ptr, column, column_ok,
@@ -45,8 +46,8 @@ def row_gradients(
             BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
         )  # [BLOCK_N, BLOCK_M]  # fmt: skip
         if not ONE_D:
-            b_tile = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D)
-        da = product(ds, b_tile, da, PRODUCT)
+            b_tile = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D, PRODUCT)
+        da = product(rounded(ds, PRODUCT), b_tile, da, PRODUCT)
         if dbias_a_ptr is not None:
             total += tl.sum(ds, 1)
     offs_d = d + tl.arange(0, BLOCK_D)

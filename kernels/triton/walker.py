@@ -18,7 +18,7 @@ from fastassoc.kernels.triton.buffers import (
     ROW,
     SIZE,
 )
-from fastassoc.kernels.triton.primitives import load_normaliser
+from fastassoc.kernels.triton.primitives import load_normaliser, rounded
 from fastassoc.kernels.triton.round_trips import column_splits
 
 
@@ -27,6 +27,7 @@ def walker(
     rows_ptr, classes_ptr, slots_ptr, tiles_ptr, counts_ptr, trips_ptr, rho_ptr, g_ptr, parts_ptr,
     N, eps: tl.float64, tiny: tl.float64, SLOTS, TILES, ITEMS, COLUMN_TILES, MAX_SPLITS,
     WALKER: tl.constexpr, VISIT: tl.constexpr, CLASS_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``-sum_i 1/(N n_i) sum_{k~i} log(eps + p_aba_ik)``, its derivative ``G_ik = -1 / (N n_i (eps + p_aba_ik))``.
 
@@ -75,7 +76,7 @@ def walker(
                 # Without eps, 1 / tiny where no round trip arrives.
                 x = tl.maximum(x, tl.full([1, 1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL)
                 # As the products will round it.
-                g = tl.where(same, -weight[:, None] / x, 0.0).to(g_ptr.dtype.element_ty)
+                g = rounded(tl.where(same, -weight[:, None] / x, 0.0), PRODUCT).to(g_ptr.dtype.element_ty)
                 rho += tl.sum(g.to(ACC) * p_aba, 1)
                 tl.store(g_ptr + (pair * CLASS_ROWS + offs_n[:, None]) * CLASS_ROWS + offs_k[None, :], g)
         programs = tl.num_programs(0)

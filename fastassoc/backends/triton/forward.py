@@ -144,6 +144,7 @@ def walk(plan: Plan, buffers: Buffers, pairs: int, needs_gradient: bool) -> tupl
         CLASS_ROWS=plan.class_rows,
         BLOCK_N=_WALKER_ROWS,
         BLOCK_S=4,
+        PRODUCT=plan.precision.others,
     )
     return parts, g
 
