@@ -1,7 +1,8 @@
 """Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
-A row was taken where the compiler reports no spilled registers (at most 32 bytes) and shared memory in the limit for
-every kernel, both with classes known to fit one tile and not, at D = 64, 128 and 256: the figures are in
+A row was taken where the compiler reports few spilled registers (at most 128 bytes a thread, and more than 32 for tf32
+alone, whose operands go through registers to be rounded) and shared memory in the limit for every kernel, both with
+classes known to fit one tile and not, at D = 64, 128 and 256: the figures are in
 `benchmarks/results/compile_report.md`. None has been timed yet: among those that fit, the widest tile of columns was
 preferred, then the fewer warps.
 """

@@ -91,9 +91,9 @@ def test_the_committed_report_covers_what_ships_and_breaks_no_limit() -> None:
     assert shipped == {tuple(row[name] for name in place) for row in rows}
 
 
-@pytest.mark.parametrize(("depth", "words"), [(128, "bytes spilled, at most 32"), (256, "KiB shared of 99")])
+@pytest.mark.parametrize(("depth", "words"), [(64, "bytes spilled, at most 128"), (256, "KiB shared of 99")])
 def test_too_large_a_tile_is_found_out(depth: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = Tile(rows=128, columns=128, depth=depth, warps=4, stages=3)
+    wide = Tile(rows=256, columns=128, depth=depth, warps=4, stages=1)
     monkeypatch.setattr(plan, "choose_config", lambda *_: Config(*[wide] * 6))
     (use, *_) = [
         use for use in compile_report.shipped(["sm_86"], ["bf16"], [depth]) if use.compilation.kernel == "normalisers"
@@ -163,7 +163,7 @@ def test_float32_products_follow_the_mode() -> None:
     [
         ({}, []),
         ({"shared_bytes": 99 * 1024 + 1}, ["99.0 KiB shared of 99"]),
-        ({"spilled_bytes": 40}, ["40 bytes spilled, at most 32"]),
+        ({"spilled_bytes": 136}, ["136 bytes spilled, at most 128"]),
         ({"tensor_products": 2}, ["1 of 3 products off tensor cores"]),
         ({"mma_sync": 0}, ["no tensor-core instruction"]),
         ({"mma_sync": 0, "products": 0, "tensor_products": 0}, []),

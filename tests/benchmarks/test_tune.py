@@ -85,7 +85,7 @@ def test_a_small_run_proposes_a_row() -> None:
     assert output.returncode == 0, output.stderr[-3000:]
     # The tile of the interpreter, one warp for 64 x 64 scores, is not one that may ship.
     (rejected,) = [line for line in output.stdout.splitlines() if line.startswith("| kappa | 64 | 64 | 256 | 1 |")]
-    assert "bytes spilled, at most 32" in rejected
+    assert "bytes spilled, at most 128" in rejected
     row = output.stdout.partition("a step takes")[2].partition("\n")[2]
     depth, config = eval(row.strip().rstrip(","), {"Config": Config, "Tile": Tile})
     assert depth == 20
