@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 KIB = 1024
 MAX_SPILLED_BYTES = 128
-"""Of a thread, which has 1,020 bytes of registers. A smaller tile to spare so few is mostly the slower one."""
+"""Of a thread, which has 1,020 bytes of registers. What spills cost has not been measured on a GPU yet."""
 
 
 @dataclass(frozen=True)
