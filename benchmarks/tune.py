@@ -3,10 +3,10 @@
 They are for ``kernels/triton/configs.py``. For each pass with products, every candidate tile is compiled in other
 processes and rejected where it breaks a limit (`benchmarks.compilation.violations`). What is left runs once as part of
 a whole step, whose gradients must be as exact as those of eager PyTorch allow (`benchmarks.gpu.checks.allowed_error`),
-and only then its kernel is timed alone. The passes over class tiles share the rows of a tile: those are taken that make
-their times add up to the least. What ships afterwards is for ``python -m benchmarks.compile_report`` to judge, which
-knows every variant of a kernel. ``--smoke`` runs all of it on a CPU in Triton's interpreter, with few tiles and tiny
-sizes; its times mean nothing.
+and only then its kernel is timed alone, in all its launches. The passes over class tiles share the rows of a tile:
+those are taken that make their times add up to the least. What ships afterwards is for
+``python -m benchmarks.compile_report`` to judge, which knows every variant of a kernel. ``--smoke`` runs all of it on a
+CPU in Triton's interpreter, with few tiles and tiny sizes; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ import torch
 from benchmarks.compilation import ARCHITECTURES, Compilation, become_compiler, compile_kernel, violations
 from benchmarks.gpu.batches import Batch, eager, explain, fused, make_batch, relative_errors, seconds
 from benchmarks.gpu.checks import allowed_error
-from benchmarks.gpu.launches import noted_launches
+from benchmarks.gpu.launches import milliseconds, noted_launches
 from benchmarks.gpu.plan import FULL, Clock, Context, Size
 from benchmarks.modes import MODES, float32_products, interpret
-from fastassoc.kernels.triton.configs import Config, Tile
+from fastassoc.kernels.triton.configs import PASSES, Config, Tile
 
-SCORE_PASSES = ("normalisers", "visits")
-CLASS_PASSES = ("round_trips", "kappa", "column_gradients", "row_gradients")
-PASSES = (*SCORE_PASSES, *CLASS_PASSES)
+SCORE_PASSES = ("row_normalisers", "column_normalisers")
+CLASS_PASSES = tuple(name for name in PASSES if name not in SCORE_PASSES)
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,18 @@ SMOKE_ARCHITECTURE = "sm_90"
 """What a smoke run compiles for."""
 
 
-def candidates(grid: Grid, depth: int) -> list[Tile]:
+def candidates(grid: Grid, depth: int, by_depth: bool = True) -> list[Tile]:
     """Tiles that may be worth compiling. Powers of two of at least 16, as products need.
 
     The embedding is cut into parts of a quarter of it or more, but not into one wider than it has to be, and a thread
-    holds 4 to 64 scores.
+    holds 4 to 64 scores. Without ``by_depth`` the pass does not read embeddings, and all have the same depth.
     """
     whole = max(32, 1 << (depth - 1).bit_length())
     least, most = SCORES_PER_THREAD
     tiles = [Tile(*x) for x in product(grid.rows, grid.columns, grid.depths, grid.warps, grid.stages)]
     tiles = [x for x in tiles if whole <= 4 * x.depth <= 4 * whole]
+    if not by_depth:
+        tiles = [x for x in tiles if x.depth == tiles[0].depth]
     return [x for x in tiles if least <= x.rows * x.columns // (32 * x.warps) <= most]
 
 
@@ -81,7 +82,7 @@ class Trial(NamedTuple):
 
     def within(self, base: Config) -> Config:
         """A configuration with that tile; the other passes follow in the rows of class tiles, with small tiles."""
-        changed = {self.name: self.tile}
+        changed: dict[str, Any] = {self.name: self.tile}
         if self.name in CLASS_PASSES and self.tile.rows != base.class_rows:
             small = Tile(self.tile.rows, columns=16, depth=32, warps=4, stages=1)
             changed = {name: small for name in CLASS_PASSES} | changed
@@ -152,9 +153,15 @@ class Bench:
             self._expected = exact.step(eager)[1:]
         theirs = max(relative_errors(self.batch.step(eager)[1:], self._expected))
         self._allowed = allowed_error(mode, theirs, gradient=True)
-        with _configured(None) as asked:
+        with _configured(None) as asked, noted_launches() as launches:
             self.batch.step(fused)
         self.precision, self.base = asked[0]
+        self._by_depth = {x.name for x in launches if "BLOCK_D" in x.arguments}
+
+    def trials(self, name: str, grid: Grid) -> list[Trial]:
+        """Every candidate for a pass, and what ships."""
+        tiles = candidates(grid, self.context.plan.depth, name in self._by_depth)
+        return [Trial(name, tile) for tile in {getattr(self.base, name), *tiles}]
 
     def wrong(self, config: Config) -> str | None:
         """What is wrong with the gradients of a step under that configuration."""
@@ -163,11 +170,10 @@ class Bench:
         return None if error <= self._allowed else f"wrong: error {error:.1e}, allowed {self._allowed:.1e}"
 
     def milliseconds(self, name: str, config: Config) -> float:
-        """Median time of the pass's kernel alone, on the arguments it has in a step."""
+        """Median times of the pass's kernel alone, on the arguments it has in a step, added up over its launches."""
         with _configured(config), noted_launches() as launches:
             self.batch.step(fused)
-        (again,) = [x.again for x in launches if x.name == name]
-        return 1e3 * statistics.median(seconds(self.context, again) for _ in range(self.size.rounds))
+        return milliseconds(self.context, [x for x in launches if x.name == name], self.size.rounds)
 
     def step_milliseconds(self, config: Config) -> float:
         """Median time of a whole step."""
@@ -200,8 +206,7 @@ def _configured(config: Config | None) -> Iterator[list[tuple[str, Config]]]:
 def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> Iterator[Result]:
     """Every candidate and what ships, compiled beside the timing, in a random order lest time end before some pass."""
     depth = bench.context.plan.depth
-    trials = {Trial(name, tile) for name in passes for tile in [getattr(bench.base, name), *candidates(grid, depth)]}
-    order = sorted(trials, key=str)
+    order = sorted((trial for name in passes for trial in bench.trials(name, grid)), key=str)
     random.Random(0).shuffle(order)
     workers = max(1, (os.cpu_count() or 1) - 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), become_compiler, (None,)) as pool:
@@ -289,7 +294,8 @@ def best_tiles(base: Config, results: list[Result]) -> dict[str, Result]:
 def proposal(bench: Bench, results: list[Result], architecture: str) -> str:
     """A row to paste, with what it was measured to do."""
     best = best_tiles(bench.base, results)
-    config = replace(bench.base, **{name: x.trial.tile for name, x in best.items()})
+    tiles: dict[str, Any] = {name: x.trial.tile for name, x in best.items()}
+    config = replace(bench.base, **tiles)
     wrong = bench.wrong(config)
     if wrong is not None:
         return f"The quickest tiles together are {wrong}"

@@ -15,43 +15,54 @@ ROUNDS = 5
 
 
 class Noted(NamedTuple):
-    """A launch; kernels only write what they were given to write, so that it can be made again."""
+    """A launch."""
 
     name: str
+    arguments: dict[str, Any]
     again: Callable[[], None]
+    """Makes it again, for its time alone: what it computes is another thing once buffers are overwritten."""
 
 
 @contextmanager
 def noted_launches() -> Iterator[list[Noted]]:
     """Every launch of fastassoc's kernels within."""
-    from fastassoc.backends.triton import backward, forward
+    from fastassoc.backends.triton import backward, forward, plan
     from fastassoc.backends.triton.launch import launch
 
-    passes: tuple[Any, ...] = forward, backward
+    hosts: tuple[Any, ...] = forward, backward, plan
     made: list[Noted] = []
 
     def noting(kernel: Any, grid: Any, *tile: Any, **arguments: Any) -> None:
         launch(kernel, grid, *tile, **arguments)
-        made.append(Noted(kernel.__name__, lambda: launch(kernel, grid, *tile, **arguments)))
+        made.append(Noted(kernel.__name__, arguments, lambda: launch(kernel, grid, *tile, **arguments)))
 
-    for module in passes:
+    for module in hosts:
         module.launch = noting
     try:
         yield made
     finally:
-        for module in passes:
+        for module in hosts:
             module.launch = launch
 
 
+def milliseconds(context: Context, launches: list[Noted], rounds: int) -> float:
+    """Median times of these launches, added up."""
+    return 1e3 * sum(statistics.median(seconds(context, x.again) for _ in range(rounds)) for x in launches)
+
+
 def kernel_times(context: Context) -> Iterator[dict[str, Any]]:
-    """Median time of every kernel of a step at the largest size of the comparison, in the order of their launches."""
+    """Time of every kernel of a step at the largest size of the comparison, all its launches, by their first."""
     size = context.plan.speed[-1]
     for mode in SPEED_MODES:
         batch = make_batch(context, size, mode)
         with float32_products(MODES[mode].precision):
             with noted_launches() as launches:
                 batch.step(fused)
-            times = [statistics.median(seconds(context, x.again) for _ in range(ROUNDS)) for x in launches]
+            kernels: dict[str, list[Noted]] = {}
+            for launch in launches:
+                kernels.setdefault(launch.name, []).append(launch)
+            times = {name: milliseconds(context, mine, ROUNDS) for name, mine in kernels.items()}
         where = {"mode": mode, "n": size.n, "m": size.m, "classes": size.classes}
-        for launch, time in zip(launches, times, strict=True):
-            yield {**where, "kernel": launch.name, "median_ms": time * 1e3, "share": time / sum(times)}
+        for name, time in times.items():
+            row = {"kernel": name, "launches": len(kernels[name]), "ms": time}
+            yield where | row | {"share": time / sum(times.values())}

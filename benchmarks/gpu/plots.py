@@ -12,7 +12,7 @@ from benchmarks.gpu.report import CONTENDERS
 Rows = list[dict[str, Any]]
 _COLOURS = {"fastassoc": "#1b6ca8", "eager": "#c8553d", "compiled": "#7a9e7e"}
 _LABELS = {"fastassoc": "fastassoc", "eager": "eager PyTorch", "compiled": "torch.compile of eager"}
-_MODES = {"bf16": "bf16", "fp32-high": "float32, products in tf32"}
+_MODES = {"bf16": "bf16", "fp32-high": 'float32 at "high"'}
 
 
 def draw(record: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

@@ -114,7 +114,7 @@ def _speed(rows: Rows) -> list[str]:
     head = ["N x M, classes", "products in", *(f"{name}, ms" for name in CONTENDERS), "times eager", "times compiled"]
     head += [*(f"{name}, MiB" for name in CONTENDERS), "error of the gradients"]
     note = "Forward and backward: median (20th to 80th percentile) of rounds in which the contenders run in turn, the "
-    note += "GPU idle before each. Memory: peak beyond inputs and gradients. Error: against float32 without tf32.\n"
+    note += "GPU idle before each. Memory: peak beyond inputs and gradients. Error: against fp32-highest.\n"
     return [note, *_table(head, body)]
 
 
@@ -132,8 +132,9 @@ def _ratio(row: dict[str, Any] | None, mine: float | None) -> str:
 
 
 def _kernel_times(rows: Rows) -> list[str]:
-    body = [[_size(row), row["mode"], row["kernel"], row["median_ms"], f"{row['share']:.0%}"] for row in rows]
-    return _table(("N x M, classes", "products in", "kernel", "ms", "share"), body)
+    cells = ("mode", "kernel", "launches", "ms")
+    body = [[_size(row), *(row[cell] for cell in cells), f"{row['share']:.0%}"] for row in rows]
+    return _table(("N x M, classes", "products in", "kernel", "launches", "ms", "share"), body)
 
 
 def _memory(rows: Rows) -> list[str]:

@@ -36,7 +36,7 @@ SIZE_SECONDS = 5.0
 """What must be left for anything to be tried."""
 PRODUCT_ERROR = 8
 """Errors beyond so many roundings of the products' operands are wrong where eager gives nothing to compare with."""
-_UNITS = {"bf16": 2.0**-8, "fp32-high": 2.0**-11}
+_UNITS = {"bf16": 2.0**-8, "fp32-high": 2.0**-16}
 
 
 def speed(context: Context) -> Iterator[dict[str, Any]]:
@@ -83,7 +83,7 @@ def _speed_at(context: Context, size: Size, mode: str, contenders: dict[str, Los
 
 
 def _expected(context: Context, batch: Batch, alone: bool) -> tuple[tuple[Tensor, ...] | None, str]:
-    """Gradients in float32 without tf32: eager's, or where that is too large fastassoc's own."""
+    """Gradients at fp32-highest: eager's, or where that is too large fastassoc's own."""
     loss, name = (fused, "fastassoc fp32-highest") if alone else (eager, "eager fp32-highest")
     try:
         with float32_products("highest"):

@@ -1,18 +1,37 @@
 """Triton kernels, one pass per file.
 
+Forward:
+
 | pass | module | fills |
 |---|---|---|
 | 1 | `class_sizes` | ``classes`` |
-| 2 | `normalisers` | ``columns``, ``row_parts`` |
-| 3 | `rows` | ``rows``, ``slots``, ``tiles``, ``counts`` |
-| 4 | `visits` | ``visit``, ``visit_parts``, ``h`` of ``columns`` |
-| 5 | `round_trips` | ``trips``, ``rho`` |
-| 6 | `walker` | ``walker_parts``, ``g``, both ``rho`` of ``rows`` |
-| 7 | `losses` | the losses and the statistics |
-| backward 1 | `kappa` | ``kappa`` |
-| backward 2 | `column_gradients` | ``db``, ``dbias_b`` |
-| backward 3 and 4 | `row_gradients` | ``da``, ``dbias_a`` |
+| 2 | `normalisers`, ``row_normalisers`` | ``row_parts`` |
+| 3 | `rows`, with `layout` | ``rows``, ``slots``, ``tiles``, ``counts`` |
+| 4 | `normalisers`, ``column_normalisers`` | ``columns``, ``extremes``, ``visit``, ``visit_parts`` |
+| 5 | `forms` | the form of the steps: ``weights``, ``columns``, ``counts`` |
+| 6 | `steps` | ``steps`` |
+| 7 | `round_trips` | ``trips``, ``rho`` |
+| 8 | `walker` | ``walker_parts``, ``g``, both ``rho`` of ``weights`` |
+| 9 | `losses` | the losses and the statistics |
 
-`buffers` says what every buffer holds, and is what kernels and host agree on. `primitives` and `gradients` are tile
-mathematics that passes share; `configs` has the tiles.
+Passes 6 and 7 take the columns range by range. Backward, of each range:
+
+| pass | module | fills |
+|---|---|---|
+| 1 | `steps` | ``steps``, again |
+| 2 | `kappa` | ``kappa_parts`` |
+| 3 | `kappa`, ``column_terms`` | ``terms`` |
+| 4 | `score_gradients` | ``ds`` |
+| 5 | `row_gradients` | ``da_parts``, ``dbias_a_parts`` |
+| 6 | `column_gradients` | ``db``, ``dbias_b`` or shares of them |
+| 7 | `shares` | ``db``, ``dbias_b`` from their shares and, after the last range, ``da``, ``dbias_a`` |
+
+Where classes are known to fit a tile each and steps to be in the merged form, passes that need steps or gradients of
+scores compute them (`steps`), and those that would store them are left out. Forward and backward compute the scores
+four times where steps are stored (``12 N M D`` operations with the gradients of the embeddings), else six
+(``16 N M D``).
+`split_rows` comes first where float32 is multiplied in parts.
+
+`buffers` says what every buffer holds, and is what kernels and host agree on. `primitives` has tile mathematics that
+passes share; `configs` has the tiles.
 """

@@ -1,34 +1,41 @@
 """The buffers that passes hand to one another: what the kernels and their host agree on, in full.
 
-*Acc* is the accumulation dtype: float64 for embeddings in float64, else float32. ``CLASS_ROWS`` slots are a class tile;
-"pairs" are pairs of class tiles (`fastassoc.kernels.triton.rows`); an "item" is a pair and a range of columns.
+*Acc* is the accumulation dtype: float64 for embeddings in float64, else float32. ``CLASS_ROWS`` slots are a class tile
+(`fastassoc.kernels.triton.layout`); "pairs" are pairs of class tiles; an "item" is a pair and a share of the columns.
+Columns are taken range by range, ``CHUNK`` of them, and what is said to be of a range is overwritten by the next.
+``CHUNK`` is a multiple of every tile of columns; columns there are not have steps of 0. "Parts" of a number are
+bfloat16 numbers that add up to it (`fastassoc.kernels.triton.primitives.split`).
 
-Buffers with fields follow below, [fields, length]. A field begins at its number times the length; of ``slots`` and
-``tiles`` that is the length they were allocated with, ``SLOTS`` and ``TILES``. All others are contiguous:
+Buffers with fields follow below, [fields, length] unless they say otherwise. A field begins at its number times the
+length; of ``slots`` and ``tiles`` that is their stride, ``SLOTS`` and ``TILES``. All others are contiguous:
 
 - ``visit`` [M] acc: visit probabilities; ``visit_parts`` [programs] acc: shares of the visit loss.
-- ``trips`` [items, CLASS_ROWS, CLASS_ROWS] acc: shares of ``l_i p_aba_ik``; ``rho`` [items, CLASS_ROWS] acc: shares of
-  ``l_i rho_i`` of the visits.
-- ``g`` [pairs, CLASS_ROWS, CLASS_ROWS], bfloat16 where products round to it, else acc: ``G_ik`` as products round it,
-  0 across classes. None without the walker or without a gradient.
-- ``kappa`` [M] acc, at an upstream gradient of 1. None without the walker.
+- ``steps`` [sides, parts, CHUNK, SLOTS], of a range: both factors of the steps (`fastassoc.kernels.triton.forms`), one
+  side where they are known to be the same. In the backward pass ``ds`` [parts, CHUNK, SLOTS] has the gradients of the
+  scores in the same form; they take the place of the steps where no other tile needs these.
+- ``trips`` [items, CLASS_ROWS, CLASS_ROWS] acc: shares of ``sum_j left_ij right_kj``, of all ranges so far; ``rho``
+  [items, CLASS_ROWS] acc: shares of ``sum_j left_ij alpha_j h_j``, likewise.
+- ``g`` [parts, pairs, CLASS_ROWS, CLASS_ROWS] in the dtype of the steps: ``G_ik there_i back_k``, 0 across classes,
+  and in the merged form ``G_ki there_k back_i`` added. None without the walker or without a gradient.
+- ``kappa_parts`` [tiles, CHUNK] acc, of a range: shares of ``kappa``, at an upstream gradient of 1.
+- ``da_parts`` [shares, SLOTS, D] and ``dbias_a_parts`` [shares, SLOTS] acc: shares of ``da`` and ``dbias_a``, of all
+  ranges so far; ``db_parts`` and ``dbias_b_parts`` the same of a range, with CHUNK in the place of SLOTS.
 - ``da`` [N, D] and ``db`` [M, D] in the dtype of the embeddings; ``dbias_a`` [N] and ``dbias_b`` [M] acc.
-- ``da_parts`` [ranges, N, D] and ``dbias_a_parts`` [ranges, N] acc: shares over ranges of columns; rows that take no
-  part are not written. One range is ``da`` and ``dbias_a`` themselves.
 """
+
+from typing import Any, NamedTuple
 
 import triton.language as tl
 
 # ``classes`` [CLASS_FIELDS, N] int32, by row of ``a``
 CLASS_FIELDS = 3
-SIZE, RANK, EXTENT = map(tl.constexpr, range(CLASS_FIELDS))
-"""Rows of its class, 0 for an ignored row; its place among them; slots of its class, 0 in all but its first row."""
+SIZE, RANK, HEAD = map(tl.constexpr, range(CLASS_FIELDS))
+"""Rows of its class, 0 for an ignored row; its place among them; the size again, but 0 in all but the first row."""
 
 # ``slots`` [SLOT_FIELDS, SLOTS] int32
 SLOT_FIELDS = 2
 ROW, CLASS = map(tl.constexpr, range(SLOT_FIELDS))
-"""Row of ``a``; first slot of its class, which tells classes apart. Both are -1 in an empty slot. ``ROW`` is first, as
-passes that read nothing else do not know ``SLOTS``."""
+"""Row of ``a``; first slot of its class, which tells classes apart. Both are -1 in an empty slot."""
 
 # ``tiles`` [TILE_FIELDS, TILES] int32
 TILE_FIELDS = 3
@@ -38,25 +45,78 @@ NO_PAIR = tl.constexpr(2**31 - 1)
 """First pair of a tile that does not exist; it has 0 in the other fields."""
 
 # ``counts`` [COUNTS] int32
-COUNTS = 3
-KEPT, TILE_COUNT, PAIR_COUNT = map(tl.constexpr, range(COUNTS))
-"""Rows that take part; class tiles; pairs of class tiles."""
+COUNTS = 4
+KEPT, TILE_COUNT, PAIR_COUNT, PLAIN = map(tl.constexpr, range(COUNTS))
+"""Rows that take part; class tiles; pairs of class tiles; whether the form of the steps
+(`fastassoc.kernels.triton.forms`) is the plain one, 1 or 0."""
 
-# ``rows`` [ROW_FIELDS, N] and ``columns`` [COLUMN_FIELDS, M], both acc; ``MAXIMUM`` and ``INVERSE_SUM`` are in both
-ROW_FIELDS = 4
-MAXIMUM, INVERSE_SUM, RHO_WALKER, RHO_VISIT = map(tl.constexpr, range(ROW_FIELDS))
-"""The normaliser (`fastassoc.kernels.triton.primitives`), infinity and 0 for a row that takes no part; ``rho`` of the
-walker, ``sum_k G_ik p_aba_ik``, and of the visits, ``sum_j p_ab_ij h_j``, at upstream gradients of 1."""
-COLUMN_FIELDS = 3
-H = tl.constexpr(COLUMN_FIELDS - 1)
-"""``h`` at an upstream gradient of 1."""
+# ``rows`` [ROW_FIELDS, N] and ``columns`` [COLUMN_FIELDS, M], both acc
+ROW_FIELDS = 2
+MAXIMUM, INVERSE_SUM = map(tl.constexpr, range(ROW_FIELDS))
+"""The normaliser (`fastassoc.kernels.triton.primitives`), infinity and 0 for a row that takes no part. Of columns it is
+replaced by what follows (`fastassoc.kernels.triton.forms`)."""
+COLUMN_FIELDS = 4
+COLUMN_SHIFT, FACTOR, ALPHA, H = map(tl.constexpr, range(COLUMN_FIELDS))
+"""What a column puts into the steps; ``h`` at an upstream gradient of 1."""
 
-# ``row_parts`` [ROW_PART_FIELDS, programs, N] acc
+# ``row_parts`` [ROW_PART_FIELDS, shares, N] acc
 ROW_PART_FIELDS = 2
 PART_MAXIMUM, PART_SUM = map(tl.constexpr, range(ROW_PART_FIELDS))
 """A row's maximum, and its sum of exponentials relative to that, over the columns of one program."""
+
+# ``extremes`` [EXTREME_FIELDS, programs] acc
+EXTREME_FIELDS = 2
+LEAST, MOST = map(tl.constexpr, range(EXTREME_FIELDS))
+"""Least and largest normaliser of the columns of one program, in units of log 2."""
+
+# ``weights`` [SLOTS, WEIGHT_FIELDS] acc
+WEIGHT_FIELDS = 5
+SHIFT, THERE, BACK, RHO_WALKER, RHO_VISIT = map(tl.constexpr, range(WEIGHT_FIELDS))
+"""What a row puts into the steps (`fastassoc.kernels.triton.forms`), infinity, 0 and 0 in an empty slot; ``rho`` of the
+walker, ``sum_k G_ik p_aba_ik``, and of the visits, ``sum_j p_ab_ij h_j``, at upstream gradients of 1."""
+
+# ``terms`` [TERM_FIELDS, CHUNK] acc, of a range
+TERM_FIELDS = 2
+OF_THERE, OF_BACK = map(tl.constexpr, range(TERM_FIELDS))
+"""``alpha_j h_j`` and ``kappa_j / alpha_j``, times their upstream gradients, 0 where there is none."""
 
 # ``walker_parts`` [WALKER_PART_FIELDS, programs] acc
 WALKER_PART_FIELDS = 3
 LOSS, CORRECT, ROOT = map(tl.constexpr, range(WALKER_PART_FIELDS))
 """Shares of the walker loss, of ``sum_i c_i`` and of ``sum_i sqrt(c_i)``, where ``c_i = sum_{k~i} p_aba_ik``."""
+
+
+class Embeddings(NamedTuple):
+    """Embeddings as an argument of a kernel."""
+
+    ptr: Any
+    """[parts, size, D]; one part as the caller gave them, or the bfloat16 parts of float32."""
+    bias_ptr: Any
+    """[size] acc, or None."""
+    stride_part: Any
+    """0 where there is one part as the caller gave it."""
+    stride_n: Any
+    stride_d: Any
+
+
+class Steps(NamedTuple):
+    """A range of columns as an argument of a kernel, and the workspace of the shape of ``steps`` that it has."""
+
+    ptr: Any
+    """None where every pass computes the steps that it needs."""
+    SLOTS: Any
+    CHUNK: Any
+    START: Any
+    """First column of the range."""
+
+
+class Tables(NamedTuple):
+    """What passes look up, as an argument of a kernel."""
+
+    columns_ptr: Any
+    slots_ptr: Any
+    tiles_ptr: Any
+    counts_ptr: Any
+    weights_ptr: Any
+    M: Any
+    TILES: Any

@@ -1,44 +1,21 @@
-"""Pass 1: the size of every class and the rank of every row in its class, by counting."""
+"""The size of every class and the rank of every row in its class, by counting."""
 
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.buffers import (
-    CLASS,
-    CLASS_TILES,
-    EXTENT,
-    FIRST_PAIR,
-    FIRST_TILE,
-    NO_PAIR,
-    RANK,
-    ROW,
-    SIZE,
-)
-
-
-@triton.jit
-def padded_rows(size, CLASS_ROWS: tl.constexpr):
-    """Slots of a class of ``size`` rows: a power of two within a tile, else whole tiles; below ``2 size``."""
-    power = size - 1
-    power |= power >> 1
-    power |= power >> 2
-    power |= power >> 4
-    power |= power >> 8
-    power |= power >> 16
-    return tl.where(size > CLASS_ROWS, (size + CLASS_ROWS - 1) // CLASS_ROWS * CLASS_ROWS, power + 1)
+from fastassoc.kernels.triton.buffers import CLASS, CLASS_TILES, FIRST_PAIR, FIRST_TILE, HEAD, NO_PAIR, RANK, ROW, SIZE
 
 
 @triton.jit
 def class_sizes(
     labels_ptr, classes_ptr, slots_ptr, tiles_ptr,
     N, SLOTS, TILES, stride_label, ignore_index: tl.int64,
-    WALKER: tl.constexpr, HAS_IGNORED: tl.constexpr, CLASS_ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    WALKER: tl.constexpr, HAS_IGNORED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``size_i = #{k: label_k = label_i}`` and ``rank_i = #{k < i: label_k = label_i}``; both 0 for ignored rows.
 
-    Fills ``classes``, and empties ``slots`` and ``tiles`` for `fastassoc.kernels.triton.rows`. Without the walker term
-    every row is a class of its own.
+    Fills ``classes``, and empties ``slots`` and ``tiles`` for `fastassoc.kernels.triton.layout`. Without the walker
+    term every row is a class of its own.
     """
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # 1. Counting: N^2 comparisons of integers, less than the launches of a sort.
@@ -60,8 +37,7 @@ def class_sizes(
         rank = tl.where(kept, rank, 0)
     tl.store(classes_ptr + SIZE * N + i, size, mask=i < N)
     tl.store(classes_ptr + RANK * N + i, rank, mask=i < N)
-    first = (size > 0) & (rank == 0)
-    tl.store(classes_ptr + EXTENT * N + i, tl.where(first, padded_rows(size, CLASS_ROWS), 0), mask=i < N)
+    tl.store(classes_ptr + HEAD * N + i, tl.where(rank == 0, size, 0), mask=i < N)
 
     # 2. No slot has a row, no tile exists.
     tl.store(slots_ptr + ROW * SLOTS + i, -1, mask=i < SLOTS)

@@ -1,51 +1,66 @@
-"""Backward pass 2: ``db`` and the gradient of ``bias_b``."""
+"""``db`` and the gradient of ``bias_b`` of a range of columns, from the gradients of their scores."""
 
 import triton
 import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import TILE_COUNT
-from fastassoc.kernels.triton.gradients import score_gradient
-from fastassoc.kernels.triton.primitives import load_rows, product, rounded, slot_rows
+from fastassoc.kernels.triton.kappa import load_g
+from fastassoc.kernels.triton.primitives import joined, load_rows, product, slot_rows, split
+from fastassoc.kernels.triton.score_gradients import merged_gradients
+from fastassoc.kernels.triton.steps import load_steps, load_values, slot_tile
 
 
 @triton.jit
 def column_gradients(
-    a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, kappa_ptr, slots_ptr, tiles_ptr, counts_ptr, g_ptr,
-    grad_walker_ptr, grad_visit_ptr, db_ptr, dbias_b_ptr,
-    N, M, D, scale: tl.float64, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
-    PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
+    a, b, ds, tables, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, db_ptr, dbias_b_ptr,
+    D, scale: tl.float64, PAIRS,
+    STORED: tl.constexpr, WHOLE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``db_j = scale sum_i ds_ij a_i`` and ``dbias_b_j = sum_i ds_ij``.
 
-    A program owns a column tile, BLOCK_D columns of the embedding, and all class tiles.
+    A program owns a tile of columns, BLOCK_D columns of the embedding, and one of num_programs(2) shares of the class
+    tiles. ``ds`` that is not ``STORED`` is computed. One share writes ``db`` and ``dbias_b`` themselves, more of them
+    ``db_parts`` [shares, CHUNK, D] and ``dbias_b_parts`` [shares, CHUNK] in their place.
     """
-    ACC: tl.constexpr = rows_ptr.dtype.element_ty
+    ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
+    within = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (ds.START + within).to(tl.int64)
+    valid = column < tables.M
     d = tl.program_id(1) * BLOCK_D
-    column = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    column_ok = column < M
-    # [BLOCK_M, BLOCK_D]
-    b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
-    # Transposed, so that the tile of columns may be narrower than a tensor-core instruction is high.
-    db = tl.zeros([BLOCK_D, BLOCK_M], dtype=ACC)
+    b_tile = None if STORED else load_rows(b, column, valid, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
+    db = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACC)
     total = tl.zeros([BLOCK_M], dtype=ACC)
-    for tile in range(0, tl.load(counts_ptr + TILE_COUNT)):
-        row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
-        # [BLOCK_N, BLOCK_D]
-        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
-        ds = score_gradient(
-            tile, row, row_ok, a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, kappa_ptr,
-            slots_ptr, tiles_ptr, g_ptr, grad_walker_ptr, grad_visit_ptr, column, column_ok,
-            N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-            BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
-        )  # [BLOCK_N, BLOCK_M]  # fmt: skip
-        if not ONE_D:
-            a_tile = load_rows(a_ptr, row, row_ok, d, D, stride_an, stride_ad, BLOCK_D, PRODUCT)
-        db = product(tl.trans(a_tile), rounded(ds, PRODUCT), db, PRODUCT)
-        if dbias_b_ptr is not None:
-            total += tl.sum(ds, 0)
+    tiles = tl.load(tables.counts_ptr + TILE_COUNT)
+    share = tl.cdiv(tiles, tl.num_programs(2))
+    start = tl.program_id(2) * share
+    for tile in range(start, tl.minimum(start + share, tiles)):
+        if STORED:
+            x = load_steps(ds, 0, tile, tl.program_id(0) * BLOCK_M, BLOCK_M, BLOCK_N, PRODUCT)  # [BLOCK_M, BLOCK_N]
+        else:
+            a_tile = slot_tile(a, tables, tile, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+            g = None
+            if g_ptr is not None:
+                g = load_g(g_ptr, tile, PAIRS, BLOCK_N, PRODUCT)  # [BLOCK_N, BLOCK_N]
+            exact = merged_gradients(
+                a, b, tables, g, terms_ptr, grad_walker_ptr, grad_visit_ptr, tile, column, within, ds.CHUNK,
+                a_tile, b_tile, D, scale, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # fmt: skip
+            x = split(exact, PRODUCT)
+        if STORED or PRECISION != PRODUCT:
+            row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+            a_tile = load_rows(a, row, row_ok, d, D, BLOCK_D, PRODUCT)  # [BLOCK_N, BLOCK_D]
+        db = product(x, a_tile, db)
+        if dbias_b_ptr is not None and not STORED:
+            total += tl.sum(joined(x, ACC), 1)
+    if STORED and dbias_b_ptr is not None:
+        for tile in range(start, tl.minimum(start + share, tiles)):
+            total += tl.sum(load_values(ds, tile, tl.program_id(0) * BLOCK_M, ACC, BLOCK_M, BLOCK_N, PRODUCT), 1)
+    if WHOLE:
+        line, unit = column, tl.full([1, 1], scale, ACC)
+    else:
+        line, unit = tl.program_id(2).to(tl.int64) * ds.CHUNK + within, tl.full([1, 1], 1.0, ACC)
     offs_d = d + tl.arange(0, BLOCK_D)
-    mask = column_ok[None, :] & (offs_d < D)[:, None]
-    tl.store(db_ptr + column[None, :] * D + offs_d[:, None], db * tl.full([1, 1], scale, ACC), mask=mask)
+    tl.store(db_ptr + line[:, None] * D + offs_d[None, :], db * unit, mask=valid[:, None] & (offs_d < D)[None, :])
     if dbias_b_ptr is not None:
-        tl.store(dbias_b_ptr + column, total, mask=column_ok & (d == 0))
+        tl.store(dbias_b_ptr + line, total, mask=valid & (d == 0))

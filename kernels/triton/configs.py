@@ -1,15 +1,14 @@
 """Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
-A row was taken where the compiler reports few spilled registers (at most 128 bytes a thread, and more than 32 for tf32
-alone, whose operands go through registers to be rounded) and shared memory in the limit for every kernel, both with
-classes known to fit one tile and not, at D = 64, 128 and 256: the figures are in
-`benchmarks/results/compile_report.md`. None has been timed yet: among those that fit, the widest tile of columns was
-preferred, then the fewer warps.
+For sm_90 and sm_80 a row was taken where a model of the machine code (issue slots, tensor cores, exponentials, shared
+memory, the second-level cache) says that it takes least time at 4096 x 65536 and D = 128, with 100 classes and with 10;
+for others, where the compiler reports few spilled registers. Shared memory is within the limit for every kernel that
+ships: the figures at D = 64, 128 and 256 are in `benchmarks/results/compile_report.md`. None has been timed yet.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,38 +16,56 @@ class Tile:
     """How one pass cuts its work."""
 
     rows: int
-    """Rows of ``a`` in a tile; for passes over class tiles, the rows of such a tile."""
+    """Rows of ``a`` in a tile; for passes over class tiles, the slots of such a tile."""
     columns: int
     """Rows of ``b`` in a tile."""
     depth: int
-    """Columns of both embeddings in a tile; a larger embedding is looped over."""
+    """Columns of the embeddings in a tile; a larger embedding is looped over."""
     warps: int
     stages: int
+    resident: int = 1
+    """Programs that a multiprocessor runs at one time; work is shared out for them."""
+
+
+MOST_COLUMNS = 128
+"""Tiles of columns of the passes over class tiles divide it."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The tiles of every pass. The rows of class tiles are those of the forward pass in the backward pass too."""
+    """The tiles of every pass."""
 
-    normalisers: Tile
-    visits: Tile
+    row_normalisers: Tile
+    column_normalisers: Tile
+    steps: Tile
     round_trips: Tile
     kappa: Tile
-    column_gradients: Tile
+    score_gradients: Tile
     row_gradients: Tile
+    column_gradients: Tile
+    compute_steps: bool = True
+    """Whether passes compute steps where they can (`fastassoc.kernels.triton.steps`), or they are always stored."""
 
     def __post_init__(self) -> None:
-        rows = {tile.rows for tile in (self.round_trips, self.kappa, self.column_gradients, self.row_gradients)}
+        tiles = (
+            self.steps, self.round_trips, self.kappa, self.score_gradients, self.row_gradients, self.column_gradients
+        )  # fmt: skip
+        rows = {tile.rows for tile in tiles}
         assert len(rows) == 1, f"passes over class tiles differ in their rows: {sorted(rows)}"
+        assert all(MOST_COLUMNS % tile.columns == 0 for tile in tiles), "tiles of columns do not divide a range"
 
     @property
     def class_rows(self) -> int:
-        """Rows of a class tile."""
-        return self.round_trips.rows
+        """Slots of a class tile."""
+        return self.steps.rows
 
 
-def _config(scores: Tile, trips: Tile, column_gradients: Tile, row_gradients: Tile) -> Config:
-    return Config(scores, scores, trips, trips, column_gradients, row_gradients)
+PASSES = tuple(name for name, kind in Config.__annotations__.items() if kind == "Tile")
+"""Names of the passes that have tiles, which are those of their kernels."""
+
+
+def _config(normalisers: Tile, others: Tile, compute_steps: bool = True) -> Config:
+    return Config(normalisers, normalisers, *[others] * 6, compute_steps)
 
 
 _INTERPRETER = Tile(rows=64, columns=64, depth=256, warps=1, stages=1)
@@ -67,93 +84,135 @@ _GROUPS = {
 }
 """Groups of rows that an architecture takes the first of; sm_86, sm_89, sm_120 and those not known take `_USUAL`."""
 
+_HOPPER_X2 = Config(
+    row_normalisers=Tile(128, 128, 128, 8, 2, 1),
+    column_normalisers=Tile(128, 128, 128, 8, 2, 1),
+    steps=Tile(128, 64, 128, 4, 1, 2),
+    round_trips=Tile(128, 64, 128, 4, 1, 2),
+    kappa=Tile(128, 64, 128, 4, 1, 1),
+    score_gradients=Tile(128, 64, 128, 4, 1, 2),
+    row_gradients=Tile(128, 64, 128, 8, 2, 1),
+    column_gradients=Tile(128, 64, 128, 4, 1, 1),
+)
+_HOPPER_X3 = Config(
+    row_normalisers=Tile(128, 64, 128, 8, 3, 1),
+    column_normalisers=Tile(64, 128, 128, 4, 2, 1),
+    steps=Tile(128, 64, 64, 4, 1, 2),
+    round_trips=Tile(128, 64, 64, 4, 1, 2),
+    kappa=Tile(128, 64, 64, 4, 1, 1),
+    score_gradients=Tile(128, 64, 64, 4, 1, 1),
+    row_gradients=Tile(128, 64, 64, 4, 1, 2),
+    column_gradients=Tile(128, 64, 64, 4, 1, 2),
+    compute_steps=False,
+)
+"""Whole rows in three parts leave no room for what would be computed from them."""
+
+
+def _in_halves(config: Config) -> Config:
+    """With two tiles of half the depth in the place of one for the normalisers, of embeddings larger than a tile."""
+    rows, columns = config.row_normalisers, config.column_normalisers
+    return replace(
+        config,
+        row_normalisers=replace(rows, depth=rows.depth // 2),
+        column_normalisers=replace(columns, depth=columns.depth // 2),
+    )
+
+
 # Rows of a group and a precision by the largest embedding they are for; the last serves any.
 _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
-    (_BLACKWELL, "bf16"): (
-        (64, _config(Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2), *[Tile(64, 32, 64, 4, 2)] * 2)),
-        (0, _config(Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 3)),
-    ),
-    (_BLACKWELL, "tf32"): (
-        # Gradients of rows, of the walker alone, spill 40 bytes at 32 columns.
+    (_HOPPER, "bf16"): (
         (
             0,
-            _config(Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2), Tile(64, 32, 64, 8, 2), Tile(64, 16, 64, 8, 2)),
+            Config(
+                row_normalisers=Tile(128, 128, 128, 8, 2, 2),
+                column_normalisers=Tile(64, 64, 128, 4, 3, 4),
+                steps=Tile(128, 128, 128, 8, 1, 2),
+                round_trips=Tile(128, 64, 128, 4, 3, 2),
+                kappa=Tile(128, 64, 128, 4, 1, 2),
+                score_gradients=Tile(128, 64, 128, 4, 1, 2),
+                row_gradients=Tile(128, 128, 128, 8, 3, 1),
+                column_gradients=Tile(128, 128, 128, 8, 2, 1),
+            ),
         ),
-    ),
-    (_BLACKWELL, "fp32-bf16"): (
-        (0, _config(Tile(64, 64, 128, 8, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
-    ),
-    (_BLACKWELL, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), *[Tile(16, 32, 32, 4, 1)] * 3)),),
-    (_BLACKWELL, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), *[Tile(16, 32, 16, 4, 1)] * 3)),),
-    (_HOPPER, "bf16"): (
-        (128, _config(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
-        (256, _config(Tile(64, 64, 256, 4, 2), Tile(64, 32, 256, 8, 2), *[Tile(64, 16, 256, 8, 2)] * 2)),
-        (0, _config(Tile(128, 64, 128, 8, 2), Tile(64, 64, 128, 8, 2), *[Tile(64, 32, 128, 8, 2)] * 2)),
-    ),
-    (_HOPPER, "tf32"): (
-        (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
-        # Embeddings that are rounded go through registers: of float32, 128 columns of them spill up to 472 bytes.
-        (0, _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
     ),
     (_HOPPER, "fp32-bf16"): (
-        (64, _config(Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
         (
             0,
-            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2), Tile(64, 32, 64, 8, 2)),
+            Config(
+                row_normalisers=Tile(128, 64, 128, 8, 2, 2),
+                column_normalisers=Tile(64, 64, 128, 4, 2, 2),
+                steps=Tile(128, 64, 128, 4, 1, 2),
+                round_trips=Tile(128, 64, 128, 4, 1, 2),
+                kappa=Tile(128, 64, 128, 4, 1, 2),
+                score_gradients=Tile(128, 64, 128, 4, 1, 2),
+                row_gradients=Tile(128, 64, 128, 8, 2, 1),
+                column_gradients=Tile(128, 128, 128, 8, 1, 1),
+            ),
         ),
     ),
-    # Products in double precision hold their operands in registers, and sm_90 spills more of them than sm_80.
-    (_HOPPER, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), *[Tile(16, 32, 16, 4, 1)] * 3)),),
-    # Before sm_90, operands of a product are in registers.
+    (_HOPPER, "bf16x2"): ((128, _HOPPER_X2), (0, _in_halves(_HOPPER_X2))),
+    (_HOPPER, "bf16x3"): ((128, _HOPPER_X3), (0, _in_halves(_HOPPER_X3))),
     (_AMPERE, "bf16"): (
-        (128, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 2, Tile(64, 16, 128, 8, 2))),
-        (0, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 2, Tile(64, 16, 128, 8, 1))),
-    ),
-    (_AMPERE, "tf32"): (
-        # Gradients of rows beside 128 columns spill up to 1,072 bytes since they are rounded.
         (
             0,
-            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2), Tile(64, 16, 64, 8, 2)),
+            Config(
+                row_normalisers=Tile(64, 64, 128, 4, 2, 3),
+                column_normalisers=Tile(64, 64, 128, 4, 3, 3),
+                steps=Tile(128, 128, 128, 8, 2, 2),
+                round_trips=Tile(128, 64, 128, 4, 2, 2),
+                kappa=Tile(128, 64, 128, 4, 1, 2),
+                score_gradients=Tile(128, 64, 128, 4, 1, 2),
+                row_gradients=Tile(128, 32, 128, 4, 2, 2),
+                column_gradients=Tile(128, 128, 128, 8, 2, 1),
+            ),
         ),
     ),
-    (_AMPERE, "fp32-bf16"): (
+    (_AMPERE, "fp32-bf16"): ((0, _config(Tile(64, 64, 64, 4, 2, 2), Tile(64, 64, 64, 4, 1, 2))),),
+    # Before sm_90, operands of a product are in registers, and parts spill where steps are computed.
+    (_AMPERE, "bf16x2"): (
         (
             0,
-            _config(Tile(64, 64, 128, 4, 2), Tile(64, 32, 128, 8, 2), Tile(64, 16, 128, 8, 2), Tile(64, 16, 64, 8, 2)),
+            Config(
+                row_normalisers=Tile(64, 64, 128, 4, 2, 2),
+                column_normalisers=Tile(64, 64, 128, 4, 2, 2),
+                steps=Tile(128, 64, 64, 4, 2, 2),
+                round_trips=Tile(128, 32, 64, 4, 2, 2),
+                kappa=Tile(128, 64, 64, 4, 1, 2),
+                score_gradients=Tile(128, 64, 64, 4, 1, 2),
+                row_gradients=Tile(128, 32, 64, 4, 2, 2),
+                column_gradients=Tile(128, 64, 64, 4, 1, 2),
+                compute_steps=False,
+            ),
         ),
     ),
-    (_USUAL, "bf16"): ((0, _config(Tile(64, 64, 128, 4, 2), *[Tile(64, 32, 128, 8, 2)] * 2, Tile(64, 16, 128, 8, 2))),),
-    (_USUAL, "tf32"): (
-        (64, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 32, 64, 8, 2)] * 2)),
-        (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 16, 64, 8, 2)] * 2)),
-    ),
-    (_USUAL, "fp32-bf16"): (
-        (0, _config(Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2), *[Tile(64, 16, 64, 8, 2)] * 2)),
-    ),
-    # No tensor cores: one product at a time fills the registers.
-    (_AMPERE, "ieee"): (
-        (0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), Tile(32, 32, 64, 4, 2), Tile(32, 32, 64, 8, 2))),
-    ),
-    (_USUAL, "ieee"): ((0, _config(Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2), *[Tile(32, 32, 64, 4, 2)] * 2)),),
-    (_AMPERE, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 2)] * 2, *[Tile(32, 16, 32, 4, 2)] * 2)),),
-    # Without double-precision tensor cores, round trips of 32 columns spill 368 bytes beside scores by differences.
-    (_USUAL, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), *[Tile(32, 16, 32, 4, 2)] * 3)),),
+    (_AMPERE, "bf16x3"): ((0, _config(Tile(64, 64, 64, 4, 2, 2), Tile(64, 64, 64, 4, 1, 2), False)),),
+    (_USUAL, "bf16"): ((0, _config(Tile(64, 64, 128, 4, 2, 1), Tile(64, 64, 128, 4, 1, 1))),),
+    (_USUAL, "fp32-bf16"): ((0, _config(Tile(64, 64, 64, 4, 2, 1), Tile(64, 64, 64, 4, 1, 1))),),
+    (_USUAL, "bf16x2"): ((0, _config(Tile(64, 64, 64, 4, 1, 1), Tile(64, 64, 64, 4, 1, 1), False)),),
+    (_USUAL, "bf16x3"): ((0, _config(Tile(64, 64, 32, 4, 1, 1), Tile(64, 64, 32, 4, 1, 1), False)),),
+    # Products in double precision hold their operands in registers.
+    (_USUAL, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), Tile(32, 16, 32, 4, 1))),),
+    (_HOPPER, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), Tile(16, 32, 16, 4, 1))),),
+    (_BLACKWELL, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), Tile(16, 32, 16, 4, 1))),),
     # AMD's matrix cores take operands from registers, of which wider tiles spill; sm_75 has no more memory.
     **{
-        (_SMALL, precision): ((0, _config(Tile(64, 32, 64, 4, 1), *[Tile(32, 32, 64, 4, 1)] * 3)),)
-        for precision in ("bf16", "fp32-bf16", "tf32", "ieee")
+        (_SMALL, precision): (
+            (0, _config(Tile(64, 32, 64, 4, 1), Tile(32, 32, 64, 4, 1), precision not in ("bf16x2", "bf16x3"))),
+        )
+        for precision in ("bf16", "fp32-bf16", "bf16x2", "bf16x3", "ieee")
     },
-    (_SMALL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 4)),),
+    (_SMALL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 2)),),
 }
 
 
 def choose_config(architecture: str, precision: str, depth: int) -> Config:
     """The row for embeddings of ``depth`` columns.
 
-    ``precision`` of the products: "bf16", "fp32-bf16" (rounded to it from float32), "tf32", "ieee" or "fp64".
+    ``precision`` of the products: "bf16", "fp32-bf16" (rounded to it from float32), "bf16x2", "bf16x3", "ieee" or
+    "fp64".
     """
     if architecture == "interpreter":
-        return Config(*[_INTERPRETER] * 6)
+        return Config(*[_INTERPRETER] * 8)
     groups = (_SMALL,) if architecture.startswith("gfx") else _GROUPS.get(architecture, (_USUAL,))
     rows = next(_TABLE[group, precision] for group in groups if (group, precision) in _TABLE)
     return next(config for largest, config in rows if depth <= largest or largest == 0)

@@ -1,41 +1,129 @@
-"""Backward pass 1: ``kappa``, what the step back takes off every column of the gradient."""
+"""``kappa``, what the step back takes off every column of the gradient, and all that is a column's alone."""
 
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.buffers import TILE_COUNT
-from fastassoc.kernels.triton.gradients import class_products, probabilities
-from fastassoc.kernels.triton.primitives import load_rows, slot_rows
+from fastassoc.kernels.triton.buffers import (
+    ALPHA,
+    CLASS_TILES,
+    FIRST_PAIR,
+    FIRST_TILE,
+    OF_BACK,
+    OF_THERE,
+    PLAIN,
+    TILE_COUNT,
+    H,
+)
+from fastassoc.kernels.triton.forms import column_weight
+from fastassoc.kernels.triton.primitives import load_parts, load_rows, part_count, product, split, transposed
+from fastassoc.kernels.triton.steps import load_steps, load_values, merged_steps, slot_tile
+
+
+@triton.jit
+def load_g(g_ptr, pair, PAIRS, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr):
+    """``g`` of a pair of tiles as an operand, [BLOCK_N, BLOCK_N]."""
+    offs = tl.arange(0, BLOCK_N)
+    offsets = (tl.cast(pair, tl.int64) * BLOCK_N + offs[:, None]) * BLOCK_N + offs[None, :]
+    size = tl.cast(PAIRS, tl.int64) * BLOCK_N * BLOCK_N
+    return load_parts(g_ptr, size, offsets, None, part_count(PRODUCT))
+
+
+@triton.jit
+def class_product(
+    steps, side, tables, tile, first, g_ptr, PAIRS, half, BACK: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """``sum_k g_ik x_kj`` or, if ``BACK``, ``sum_k g_ki x_kj`` for a side ``x`` of the steps: [BLOCK_M, BLOCK_N].
+
+    With ``half`` not 0 of rows k in earlier tiles nothing, and of those in the same tile half, which is half of what a
+    symmetric ``g`` makes of the sum over i.
+    """
+    pair = tl.load(tables.tiles_ptr + FIRST_PAIR * tables.TILES + tile)
+    first_tile = tl.load(tables.tiles_ptr + FIRST_TILE * tables.TILES + tile)
+    count = tl.load(tables.tiles_ptr + CLASS_TILES * tables.TILES + tile)
+    total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tables.weights_ptr.dtype.element_ty)
+    for t in range(tl.where(half != 0, tile - first_tile, 0), count):
+        x = load_steps(steps, side, first_tile + t, first, BLOCK_M, BLOCK_N, PRODUCT)
+        if BACK:
+            # First pairs of the tiles of a class are as far apart as it has tiles.
+            back = pair + (first_tile + t - tile) * count + tile - first_tile
+            total = product(x, load_g(g_ptr, back, PAIRS, BLOCK_N, PRODUCT), total)
+        else:
+            total = product(x, transposed(load_g(g_ptr, pair + t, PAIRS, BLOCK_N, PRODUCT)), total)
+        total *= tl.where((half != 0) & (first_tile + t == tile), 0.5, 1.0)
+    return total
 
 
 @triton.jit
 def kappa(
-    a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr, counts_ptr, g_ptr, kappa_ptr,
-    N, M, D, scale: tl.float64, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
-    PRECISION: tl.constexpr, PRODUCT: tl.constexpr, ONE_TILE: tl.constexpr,
+    a, b, steps, tables, g_ptr, kappa_parts_ptr, D, scale: tl.float64, PAIRS,
+    SIDES: tl.constexpr, STORED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """``kappa_j = sum_i p_ab_ij U_ij``.
+    """Shares of ``kappa_j = sum_i p_ab_ij U_ij = sum_i left_ij sum_k G_ik there_i back_k right_kj``.
 
-    A program owns a column tile and all class tiles.
+    In the merged form g counts both ways, and half of the sum is ``kappa``. A program owns a class tile and one of
+    num_programs(1) shares of the range. Fills ``kappa_parts``. Steps that are not ``STORED`` are computed
+    (`fastassoc.kernels.triton.steps`).
     """
-    column = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    column_ok = column < M
-    # [BLOCK_M, BLOCK_D]
-    b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
-    total = tl.zeros([BLOCK_M], dtype=kappa_ptr.dtype.element_ty)
-    for tile in range(0, tl.load(counts_ptr + TILE_COUNT)):
-        row, row_ok = slot_rows(slots_ptr, tile, BLOCK_N)
-        # [BLOCK_N, BLOCK_D]
-        a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
-        p, q = probabilities(
-            a_tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, row, row_ok, column, column_ok,
-            N, M, D, scale, stride_an, stride_ad, stride_bm, stride_bd, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
-        )  # fmt: skip
-        u, _ = class_products(
-            p, q, tile, b_tile, a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, rows_ptr, columns_ptr, slots_ptr, tiles_ptr,
-            g_ptr, column, column_ok, N, M, D, scale, TILES, stride_an, stride_ad, stride_bm, stride_bd,
-            False, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION, PRODUCT, ONE_TILE,
-        )  # fmt: skip
-        total += tl.sum(p * u, 0)
-    tl.store(kappa_ptr + column, total, mask=column_ok)
+    tile = tl.program_id(0)
+    if tile >= tl.load(tables.counts_ptr + TILE_COUNT):
+        return
+    plain = 0
+    if SIDES == 2:
+        plain = tl.load(tables.counts_ptr + PLAIN)
+    a_tile = None
+    g = None
+    if not STORED:
+        g = load_g(g_ptr, tile, PAIRS, BLOCK_N, PRODUCT)  # [BLOCK_N, BLOCK_N], symmetric
+        a_tile = slot_tile(a, tables, tile, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+    share = tl.cdiv(steps.CHUNK // BLOCK_M, tl.num_programs(1)) * BLOCK_M
+    start = tl.program_id(1) * share
+    for first in range(start, tl.minimum(start + share, tl.minimum(steps.CHUNK, tables.M - steps.START)), BLOCK_M):
+        if STORED:
+            u = class_product(
+                steps, plain, tables, tile, first, g_ptr, PAIRS, 1 - plain, False, BLOCK_M, BLOCK_N, PRODUCT
+            )
+            left = load_values(steps, tile, first, u.dtype, BLOCK_M, BLOCK_N, PRODUCT)
+        else:
+            column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
+            b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
+            left = merged_steps(
+                a, b, tables, tile, column, a_tile, b_tile, D, scale, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
+            )
+            u = product(split(left, PRODUCT), g, tl.zeros_like(left))
+        total = tl.sum(left * u, 1)
+        if not STORED:
+            # Every trip has been counted both ways.
+            total *= 0.5
+        offsets = tl.cast(tile, tl.int64) * steps.CHUNK + first + tl.arange(0, BLOCK_M)
+        tl.store(kappa_parts_ptr + offsets, total)
+
+
+@triton.jit
+def column_terms(
+    tables, kappa_parts_ptr, grad_walker_ptr, grad_visit_ptr, terms_ptr, CHUNK, START,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """``kappa`` from its shares, added in order; what it and ``h`` put into the gradients of a column's scores.
+
+    A program owns BLOCK_M columns. Fills ``terms``.
+    """
+    within = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (START + within).to(tl.int64)
+    valid = column < tables.M
+    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
+    of_there = tl.zeros_like(alpha)
+    of_back = tl.zeros_like(alpha)
+    if grad_visit_ptr is not None:
+        of_there = tl.load(grad_visit_ptr) * (alpha * column_weight(tables, column, valid, H, 0.0))
+    if grad_walker_ptr is not None:
+        tiles = tl.load(tables.counts_ptr + TILE_COUNT)
+        for start in range(0, tiles, BLOCK_T):
+            t = start + tl.arange(0, BLOCK_T)
+            offsets = t.to(tl.int64)[:, None] * CHUNK + within[None, :]
+            ok = (t < tiles)[:, None] & valid[None, :]
+            of_back += tl.sum(tl.load(kappa_parts_ptr + offsets, mask=ok, other=0.0), 0)
+        of_back *= tl.load(grad_walker_ptr) / alpha
+    tl.store(terms_ptr + OF_THERE * CHUNK + within, of_there)
+    tl.store(terms_ptr + OF_BACK * CHUNK + within, of_back)

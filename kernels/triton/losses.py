@@ -1,4 +1,4 @@
-"""Pass 7: the losses and the statistics from their shares."""
+"""The losses and the statistics from their shares."""
 
 import triton
 import triton.language as tl

@@ -1,66 +1,115 @@
-"""Pass 2: row and column normalisers of the scores, from one sweep over them."""
+"""Normalisers of the scores: a sweep for those of rows, in shares, and one for those of columns and for the visits."""
 
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.buffers import INVERSE_SUM, MAXIMUM, PART_MAXIMUM, PART_SUM, SIZE
-from fastassoc.kernels.triton.primitives import finite_shift, load_rows, scores
+from fastassoc.kernels.triton.buffers import (
+    INVERSE_SUM,
+    KEPT,
+    LEAST,
+    MAXIMUM,
+    MOST,
+    PART_MAXIMUM,
+    PART_SUM,
+    SIZE,
+    H,
+)
+from fastassoc.kernels.triton.primitives import finite_shift, load_normaliser, load_rows, scores
 
 
 @triton.jit
-def normalisers(
-    a_ptr, b_ptr, bias_a_ptr, bias_b_ptr, classes_ptr, row_parts_ptr, columns_ptr,
-    N, M, D, scale: tl.float64, stride_an, stride_ad, stride_bm, stride_bd,
+def add_exponentials(m, l, s):  # noqa: E741
+    """``(m, l)`` of a running normaliser with the scores of another tile, along its second axis."""
+    m_new = tl.maximum(m, tl.max(s, 1))
+    shift = finite_shift(m_new)
+    return m_new, l * tl.exp2(m - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
+
+
+@triton.jit
+def row_normalisers(
+    a, b, classes_ptr, row_parts_ptr, N, M, D, scale: tl.float64,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``lse_b_j = log sum_i exp s_ij``, and this program's share of ``lse_a_i = log sum_j exp s_ij``.
+    """Shares of ``lse_a_i = log sum_j exp s_ij``.
 
-    A program owns every num_programs-th column tile and all rows: columns are complete inside it, rows are kept as
-    running maxima and sums in the part of ``row_parts`` that only this program touches. Fills the normalisers of
-    ``columns``.
+    A program owns BLOCK_N rows and one of num_programs(1) shares of the columns. Fills ``row_parts``.
     """
-    ACC: tl.constexpr = columns_ptr.dtype.element_ty
-    program = tl.program_id(0)
-    programs = tl.num_programs(0)
-    part_ptr = row_parts_ptr + program.to(tl.int64) * N
-    max_ptr = part_ptr + PART_MAXIMUM * programs.to(tl.int64) * N
-    sum_ptr = part_ptr + PART_SUM * programs.to(tl.int64) * N
-    for tile in range(program, tl.cdiv(M, BLOCK_M), programs):
-        column = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    ACC: tl.constexpr = row_parts_ptr.dtype.element_ty
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_ok = tl.load(classes_ptr + SIZE * N + row, mask=row < N, other=0) > 0
+    # [BLOCK_N, BLOCK_D]
+    a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
+    m_i = tl.full([BLOCK_N], -float("inf"), dtype=ACC)
+    l_i = tl.zeros([BLOCK_N], dtype=ACC)
+    share = tl.cdiv(tl.cdiv(M, BLOCK_M), tl.num_programs(1)) * BLOCK_M
+    start = tl.program_id(1) * share
+    for first in range(start, tl.minimum(start + share, M), BLOCK_M):
+        column = first + tl.arange(0, BLOCK_M)
         column_ok = column < M
         # [BLOCK_M, BLOCK_D]
-        b_tile = load_rows(b_ptr, column, column_ok, 0, D, stride_bm, stride_bd, BLOCK_D, PRECISION) if ONE_D else None
-        m_j = tl.full([BLOCK_M], -float("inf"), dtype=ACC)
-        l_j = tl.zeros([BLOCK_M], dtype=ACC)
-        for start in range(0, N, BLOCK_N):
-            # 1. Scores.
-            row = start + tl.arange(0, BLOCK_N)
-            row_ok = tl.load(classes_ptr + SIZE * N + row, mask=row < N, other=0) > 0
-            # [BLOCK_N, BLOCK_D]
-            a_tile = load_rows(a_ptr, row, row_ok, 0, D, stride_an, stride_ad, BLOCK_D, PRECISION) if ONE_D else None
-            s = scores(
-                a_tile, b_tile, a_ptr, b_ptr, row, row_ok, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
-                stride_an, stride_ad, stride_bm, stride_bd, ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
-            )  # [BLOCK_N, BLOCK_M]  # fmt: skip
-            # 2. Columns.
-            m_new = tl.maximum(m_j, tl.max(s, 0))
-            shift = finite_shift(m_new)
-            l_j = l_j * tl.exp2(m_j - shift) + tl.sum(tl.exp2(s - shift[None, :]), 0)
-            m_j = m_new
-            # 3. Rows, with what the program's earlier column tiles left.
-            m_i = tl.max(s, 1)
-            shift = finite_shift(m_i)
-            l_i = tl.sum(tl.exp2(s - shift[:, None]), 1)
-            if tile != program:
-                m_old = tl.load(max_ptr + row, mask=row < N, other=-float("inf"))
-                l_old = tl.load(sum_ptr + row, mask=row < N, other=0.0)
-                m_new_i = tl.maximum(m_i, m_old)
-                shift = finite_shift(m_new_i)
-                l_i = l_i * tl.exp2(m_i - shift) + l_old * tl.exp2(m_old - shift)
-                m_i = m_new_i
-            tl.store(max_ptr + row, m_i, mask=row < N)
-            tl.store(sum_ptr + row, l_i, mask=row < N)
-        # A row's running values may come back to another thread of the program.
-        tl.debug_barrier()
-        tl.store(columns_ptr + MAXIMUM * M + column, finite_shift(m_j), mask=column_ok)
-        tl.store(columns_ptr + INVERSE_SUM * M + column, 1.0 / l_j, mask=column_ok)
+        b_tile = load_rows(b, column, column_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
+        s = scores(
+            a_tile, b_tile, a, b, row, row_ok, column, column_ok, D, scale,
+            ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
+        )  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        m_i, l_i = add_exponentials(m_i, l_i, s + tl.where(column_ok, 0.0, -float("inf"))[None, :])
+    line = tl.program_id(1).to(tl.int64) * N + row
+    size = tl.num_programs(1).to(tl.int64) * N
+    tl.store(row_parts_ptr + PART_MAXIMUM * size + line, m_i, mask=row < N)
+    tl.store(row_parts_ptr + PART_SUM * size + line, l_i, mask=row < N)
+
+
+@triton.jit
+def column_normalisers(
+    a, b, rows_ptr, counts_ptr, columns_ptr, extremes_ptr, visit_ptr, visit_parts_ptr,
+    N, M, D, scale: tl.float64, eps: tl.float64, tiny: tl.float64,
+    VISIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``lse_b_j = log sum_i exp s_ij``, ``visit_j = mean_i p_ab_ij``, and ``h_j = -1 / (N M (eps + visit_j))``.
+
+    A program owns BLOCK_M columns and all rows. Fills the normalisers of ``columns``, ``extremes`` and, for the visits,
+    ``H`` of ``columns``, ``visit_parts`` with ``-sum_j log(eps + visit_j)`` and, unless it is None, ``visit``.
+    """
+    ACC: tl.constexpr = columns_ptr.dtype.element_ty
+    column = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    ok = column < M
+    # [BLOCK_M, BLOCK_D]
+    b_tile = load_rows(b, column, ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
+    m_j = tl.full([BLOCK_M], -float("inf"), dtype=ACC)
+    l_j = tl.zeros([BLOCK_M], dtype=ACC)
+    total = tl.zeros([BLOCK_M], dtype=ACC)
+    for start in range(0, N, BLOCK_N):
+        row = start + tl.arange(0, BLOCK_N)
+        m_i, inverse_i = load_normaliser(rows_ptr, row, row < N, N)
+        # The inverse sum of a row that takes no part is 0.
+        row_ok = inverse_i != 0.0
+        # [BLOCK_N, BLOCK_D]
+        a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
+        s = scores(
+            b_tile, a_tile, b, a, column, ok, row, row_ok, D, scale,
+            ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,
+        )  # [BLOCK_M, BLOCK_N]  # fmt: skip
+        m_j, l_j = add_exponentials(m_j, l_j, s + tl.where(row_ok, 0.0, -float("inf"))[None, :])
+        if VISIT:
+            # The maximum of a row that takes no part is infinity.
+            total += tl.sum(tl.exp2(s - m_i[None, :]) * inverse_i[None, :], 1)
+    m_j = finite_shift(m_j)
+    inverse_j = 1.0 / l_j
+    tl.store(columns_ptr + MAXIMUM * M + column, m_j, mask=ok)
+    tl.store(columns_ptr + INVERSE_SUM * M + column, inverse_j, mask=ok)
+    normaliser = m_j + tl.log2(l_j)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    tl.store(extremes_ptr + LEAST * programs + program, tl.min(tl.where(ok, normaliser, float("inf")), 0))
+    tl.store(extremes_ptr + MOST * programs + program, tl.max(tl.where(ok, normaliser, -float("inf")), 0))
+    if VISIT:
+        rows_kept = tl.load(counts_ptr + KEPT).to(ACC)
+        # A column of -inf has an infinite inverse sum, and NaN is what it gives; any other adds 0.
+        visit = total / rows_kept + 0.0 * inverse_j
+        if visit_ptr is not None:
+            tl.store(visit_ptr + column, visit, mask=ok)
+        x = visit + tl.full([1], eps, ACC)
+        # Without eps, 1 / tiny where no walk arrives.
+        h = -1.0 / (rows_kept * M * tl.maximum(x, tl.full([1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL))
+        tl.store(columns_ptr + H * tl.cast(M, tl.int64) + column, h, mask=ok)
+        tl.store(visit_parts_ptr + program, -tl.sum(tl.where(ok, tl.log(x), 0.0), 0))

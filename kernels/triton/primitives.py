@@ -3,6 +3,9 @@
 Scores are kept in units of log 2: ``s2_ij = (scale a_i . b_j + bias_a_i + bias_b_j) log2(e)``. A normaliser is the pair
 of its maximum ``m`` (in those units) and the inverse ``1 / l`` of the sum of exponentials relative to it, never their
 logarithm: a float32 logarithm of 10 is already off by 5e-7, and every gradient is a difference of nearly equal terms.
+
+Operands of products are tuples of parts. A ``PRECISION`` is "bf16", "bf16x2" or "bf16x3", one to three parts in
+bfloat16, 8 binary digits each; "fp16", one part in float16; or "ieee", one part in float32 or float64.
 """
 
 import triton
@@ -13,76 +16,137 @@ from fastassoc.kernels.triton.buffers import INVERSE_SUM, MAXIMUM
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
-def rounded(x, PRECISION: tl.constexpr):
-    """What a product at ``PRECISION`` is to take for ``x``: at "tf32", float32 to the nearest of 10 binary places.
+@triton.constexpr_function
+def part_count(precision):
+    """Parts of an operand."""
+    return {"bf16x2": 2, "bf16x3": 3}.get(precision, 1)
 
-    Tensor cores drop the other 13, so every operand would become smaller. Written in integers, which is what
-    ``cvt.rna.tf32.f32`` compiles to. NaN of all ones would become 0.
-    """
-    if PRECISION == "tf32" and x.dtype == tl.float32:
-        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+@triton.jit
+def split(x, PRECISION: tl.constexpr):
+    """``x`` as an operand: the parts that add up to it, each the rounded rest of those before."""
+    if PRECISION == "bf16":
+        parts = (x.to(tl.bfloat16),)
+    elif PRECISION == "fp16":
+        parts = (x.to(tl.float16),)
+    elif part_count(PRECISION) == 1:
+        parts = (x if x.dtype == tl.float64 else x.to(tl.float32),)
+    else:
+        first = x.to(tl.bfloat16)
+        rest = x.to(tl.float32) - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        if part_count(PRECISION) == 2:
+            parts = (first, second)
+        else:
+            parts = (first, second, (rest - second.to(tl.float32)).to(tl.bfloat16))
+    return parts
+
+
+@triton.jit
+def joined(parts, ACC: tl.constexpr):
+    """The number that the parts of an operand add up to."""
+    x = parts[0].to(ACC)
+    for part in tl.static_range(1, len(parts)):
+        x += parts[part].to(ACC)
     return x
 
 
 @triton.jit
-def load_rows(x_ptr, index, valid, d, D, stride_n, stride_d, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
-    """``x[index, d : d + BLOCK_D]``, `rounded`, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D]."""
-    offs_d = d + tl.arange(0, BLOCK_D)
-    offsets = index.to(tl.int64)[:, None] * stride_n + offs_d.to(tl.int64)[None, :] * stride_d
-    return rounded(tl.load(x_ptr + offsets, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0), PRECISION)
+def transposed(parts):
+    """The transpose of an operand."""
+    if len(parts) == 1:
+        result = (tl.trans(parts[0]),)
+    elif len(parts) == 2:
+        result = (tl.trans(parts[0]), tl.trans(parts[1]))
+    else:
+        result = (tl.trans(parts[0]), tl.trans(parts[1]), tl.trans(parts[2]))
+    return result
 
 
 @triton.jit
-def product(x, y, acc, PRECISION: tl.constexpr):
-    """``acc + x y``; operands made "bf16" or "fp16", else float32 or float64 at that precision of the unit.
-
-    They are `rounded` before, as what takes part in several products need be only once.
-    """
-    if PRECISION == "bf16":
-        acc = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16), acc)
-    elif PRECISION == "fp16":
-        acc = tl.dot(x.to(tl.float16), y.to(tl.float16), acc)
+def product(x, y, acc):
+    """``acc + x y``: the products of parts that are not below the last digit of the others, smallest first."""
+    if len(x) == 3:
+        acc = tl.dot(x[2], y[0], tl.dot(x[1], y[1], tl.dot(x[0], y[2], acc)))
+    if len(x) >= 2:
+        acc = tl.dot(x[1], y[0], tl.dot(x[0], y[1], acc))
+    if x[0].dtype == tl.bfloat16 or x[0].dtype == tl.float16:
+        acc = tl.dot(x[0], y[0], acc)
     else:
-        acc = tl.dot(x.to(acc.dtype), y.to(acc.dtype), acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        acc = tl.dot(x[0], y[0], acc, input_precision="ieee", out_dtype=acc.dtype)
     return acc
 
 
 @triton.jit
+def load_parts(ptr, stride_part, offsets, mask, PARTS: tl.constexpr):
+    """An operand whose parts are ``stride_part`` apart, 0 where not ``mask``, which may be None."""
+    OTHER: tl.constexpr = None if mask is None else 0.0
+    first = tl.load(ptr + offsets, mask=mask, other=OTHER)
+    if PARTS == 1:
+        parts = (first,)
+    else:
+        second = tl.load(ptr + stride_part + offsets, mask=mask, other=OTHER)
+        if PARTS == 2:
+            parts = (first, second)
+        else:
+            parts = (first, second, tl.load(ptr + 2 * stride_part + offsets, mask=mask, other=OTHER))
+    return parts
+
+
+@triton.jit
+def store_parts(ptr, stride_part, offsets, parts, mask):
+    """The reverse of `load_parts`."""
+    for part in tl.static_range(len(parts)):
+        tl.store(ptr + part * stride_part + offsets, parts[part].to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_rows(x, index, valid, d, D, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+    """``x[index, d : d + BLOCK_D]`` as an operand, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D]."""
+    offs_d = d + tl.arange(0, BLOCK_D)
+    offsets = index.to(tl.int64)[:, None] * x.stride_n + offs_d.to(tl.int64)[None, :] * x.stride_d
+    mask = valid[:, None] & (offs_d < D)[None, :]
+    if x.ptr.dtype.element_ty == tl.bfloat16 and part_count(PRECISION) > 1:
+        parts = load_parts(x.ptr, tl.cast(x.stride_part, tl.int64), offsets, mask, part_count(PRECISION))
+    else:
+        parts = split(tl.load(x.ptr + offsets, mask=mask, other=0.0), PRECISION)
+    return parts
+
+
+@triton.jit
 def scores(
-    a_tile, b_tile, a_ptr, b_ptr, row, row_ok, column, column_ok, bias_a_ptr, bias_b_ptr, D, scale,
-    stride_an, stride_ad, stride_bm, stride_bd,
-    ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
+    x_tile, y_tile, x, y, x_index, x_ok, y_index, y_ok, D, scale,
+    ACC: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``s2`` [BLOCK_N, BLOCK_M], -inf where row or column is none; the tiles are what ``ONE_D`` multiplies.
+    """``s2`` of rows of ``x`` and of ``y``, one ``a`` and one ``b``, [BLOCK_X, BLOCK_Y]; finite where either is none.
 
-    With ``PRECISION`` "differences", which is not for ``ONE_D``, ``s2_ij = -scale / 2 |a_i - b_j|^2 log2(e)``: the
-    same, biases being ``-scale / 2 |a_i|^2`` and ``-scale / 2 |b_j|^2``, with all its digits far from the origin.
+    ``x_tile`` and ``y_tile`` are what ``ONE_D`` multiplies. With ``PRECISION`` "differences", which is not for
+    ``ONE_D``, ``s2 = -scale / 2 |x - y|^2 log2(e)``: the same, biases being ``-scale / 2 |x|^2`` and
+    ``-scale / 2 |y|^2``, with all its digits far from the origin.
     """
-    s = tl.zeros([BLOCK_N, BLOCK_M], dtype=ACC)
+    s = tl.zeros([BLOCK_X, BLOCK_Y], dtype=ACC)
     if PRECISION == "differences":
         for d in range(0, D):
-            a = tl.load(a_ptr + row.to(tl.int64) * stride_an + tl.cast(d, tl.int64) * stride_ad, mask=row_ok, other=0.0)
-            b = tl.load(b_ptr + column * stride_bm + tl.cast(d, tl.int64) * stride_bd, mask=column_ok, other=0.0)
-            difference = a.to(ACC)[:, None] - b.to(ACC)[None, :]
+            offs_d = tl.cast(d, tl.int64)
+            u = tl.load(x.ptr + x_index.to(tl.int64) * x.stride_n + offs_d * x.stride_d, mask=x_ok, other=0.0)
+            v = tl.load(y.ptr + y_index.to(tl.int64) * y.stride_n + offs_d * y.stride_d, mask=y_ok, other=0.0)
+            difference = u.to(ACC)[:, None] - v.to(ACC)[None, :]
             s += difference * difference
         s *= -0.5
     elif ONE_D:
-        s = product(a_tile, tl.trans(b_tile), s, PRECISION)
+        s = product(x_tile, transposed(y_tile), s)
     else:
         for d in range(0, D, BLOCK_D):
-            # [BLOCK_N, BLOCK_D], [BLOCK_M, BLOCK_D]
-            a = load_rows(a_ptr, row, row_ok, d, D, stride_an, stride_ad, BLOCK_D, PRECISION)
-            b = load_rows(b_ptr, column, column_ok, d, D, stride_bm, stride_bd, BLOCK_D, PRECISION)
-            s = product(a, tl.trans(b), s, PRECISION)
+            u = load_rows(x, x_index, x_ok, d, D, BLOCK_D, PRECISION)  # [BLOCK_X, BLOCK_D]
+            v = load_rows(y, y_index, y_ok, d, D, BLOCK_D, PRECISION)  # [BLOCK_Y, BLOCK_D]
+            s = product(u, transposed(v), s)
     s *= tl.full([1, 1], scale, ACC) * LOG2E
-    if bias_a_ptr is not None and PRECISION != "differences":
-        bias_a = tl.load(bias_a_ptr + row, mask=row_ok, other=0.0)
-        bias_b = tl.load(bias_b_ptr + column, mask=column_ok, other=0.0)
-        s += (bias_a[:, None] + bias_b[None, :]) * LOG2E
-    return tl.where(row_ok[:, None] & column_ok[None, :], s, -float("inf"))
+    if x.bias_ptr is not None and PRECISION != "differences":
+        x_bias = tl.load(x.bias_ptr + x_index, mask=x_ok, other=0.0)
+        y_bias = tl.load(y.bias_ptr + y_index, mask=y_ok, other=0.0)
+        s += (x_bias[:, None] + y_bias[None, :]) * LOG2E
+    return s
 
 
 @triton.jit
@@ -101,6 +165,6 @@ def load_normaliser(x_ptr, index, valid, size):
 
 @triton.jit
 def slot_rows(slots_ptr, tile, BLOCK_N: tl.constexpr):
-    """``(row of a, whether there is one)`` for each slot of a class tile; see `fastassoc.kernels.triton.rows`."""
+    """``(row of a, whether there is one)`` for each slot of a class tile; see `fastassoc.kernels.triton.layout`."""
     row = tl.load(slots_ptr + tile * BLOCK_N + tl.arange(0, BLOCK_N))
     return tl.maximum(row, 0).to(tl.int64), row >= 0

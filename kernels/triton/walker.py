@@ -1,9 +1,10 @@
-"""Pass 6: round trips from their shares, the walker's part of the loss, and its gradient by every round trip."""
+"""The walker's part of the loss, from the shares of its round trips, and its gradient by every round trip."""
 
 import triton
 import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import (
+    BACK,
     CLASS,
     CLASS_TILES,
     CORRECT,
@@ -12,83 +13,109 @@ from fastassoc.kernels.triton.buffers import (
     KEPT,
     LOSS,
     PAIR_COUNT,
+    PLAIN,
     RHO_VISIT,
     RHO_WALKER,
     ROOT,
     ROW,
     SIZE,
+    THERE,
 )
-from fastassoc.kernels.triton.primitives import load_normaliser, rounded
-from fastassoc.kernels.triton.round_trips import column_splits
+from fastassoc.kernels.triton.forms import row_weight, set_row_weight
+from fastassoc.kernels.triton.primitives import joined, split, store_parts
+from fastassoc.kernels.triton.round_trips import column_shares
+
+
+@triton.jit
+def derivative(p_aba, weight, eps, tiny, ACC: tl.constexpr):
+    """``G = -weight / (eps + p_aba)``; without eps, with ``tiny`` where no round trip arrives."""
+    x = p_aba + tl.full([1, 1], eps, ACC)
+    return -weight / tl.maximum(x, tl.full([1, 1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def walker(
-    rows_ptr, classes_ptr, slots_ptr, tiles_ptr, counts_ptr, trips_ptr, rho_ptr, g_ptr, parts_ptr,
-    N, eps: tl.float64, tiny: tl.float64, SLOTS, TILES, ITEMS, COLUMN_TILES, MAX_SPLITS,
-    WALKER: tl.constexpr, VISIT: tl.constexpr, CLASS_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    tables, classes_ptr, trips_ptr, rho_ptr, g_ptr, walker_parts_ptr,
+    N, SLOTS, PAIRS, ITEMS, COLUMN_TILES, eps: tl.float64, tiny: tl.float64,
+    WALKER: tl.constexpr, CLASS_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``-sum_i 1/(N n_i) sum_{k~i} log(eps + p_aba_ik)``, its derivative ``G_ik = -1 / (N n_i (eps + p_aba_ik))``.
 
     A program owns BLOCK_N rows of a class tile. Fills ``walker_parts``, and for a gradient ``g`` and both ``rho`` of
-    ``rows``.
+    ``weights``.
     """
-    ACC: tl.constexpr = rows_ptr.dtype.element_ty
+    ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
     program = tl.program_id(0)
     tile = program // (CLASS_ROWS // BLOCK_N)
     offs_n = program % (CLASS_ROWS // BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, CLASS_ROWS)
-    pairs = tl.load(counts_ptr + PAIR_COUNT)
-    splits = column_splits(pairs, ITEMS, COLUMN_TILES, MAX_SPLITS)
     # 1. The rows. A tile that does not exist has none, and no pairs.
     slot = tile * CLASS_ROWS + offs_n
-    row = tl.load(slots_ptr + ROW * SLOTS + slot)
-    class_i = tl.load(slots_ptr + CLASS * SLOTS + slot)
+    row = tl.load(tables.slots_ptr + ROW * SLOTS + slot)
+    class_i = tl.load(tables.slots_ptr + CLASS * SLOTS + slot)
     ok = row >= 0
     row = tl.maximum(row, 0).to(tl.int64)
-    _, inverse_i = load_normaliser(rows_ptr, row, ok, N)
-    rows_kept = tl.load(counts_ptr + KEPT).to(ACC)
-    weight = 1.0 / (rows_kept * tl.load(classes_ptr + SIZE * N + row, mask=ok, other=1).to(ACC))
-    first_pair = tl.load(tiles_ptr + FIRST_PAIR * TILES + tile)
-    first_tile = tl.load(tiles_ptr + FIRST_TILE * TILES + tile)
-    count = tl.load(tiles_ptr + CLASS_TILES * TILES + tile)
+    there_i = row_weight(tables.weights_ptr, slot, THERE)
+    back_i = row_weight(tables.weights_ptr, slot, BACK)
+    merged = tl.load(tables.counts_ptr + PLAIN) == 0
+    shares = column_shares(tl.load(tables.counts_ptr + PAIR_COUNT), ITEMS, COLUMN_TILES)
+    first_pair = tl.load(tables.tiles_ptr + FIRST_PAIR * tables.TILES + tile)
+    first_tile = tl.load(tables.tiles_ptr + FIRST_TILE * tables.TILES + tile)
+    count = tl.load(tables.tiles_ptr + CLASS_TILES * tables.TILES + tile)
     # 2. Their pairs of tiles, shares added in order.
     if WALKER:
+        rows_kept = tl.load(tables.counts_ptr + KEPT).to(ACC)
+        weight = 1.0 / (rows_kept * tl.load(classes_ptr + SIZE * N + row, mask=ok, other=1).to(ACC))
         log_sum = tl.zeros([BLOCK_N], dtype=ACC)
         correct = tl.zeros([BLOCK_N], dtype=ACC)
         rho = tl.zeros([BLOCK_N], dtype=ACC)
         for t in range(0, count):
             pair = (first_pair + t).to(tl.int64)
-            p_aba = tl.zeros([BLOCK_N, CLASS_ROWS], dtype=ACC)
-            for start in range(0, splits, BLOCK_S):
+            # Where they are symmetric, the pair (K, I) with K < I has none of its own (`round_trips`).
+            mirrored = merged & (first_tile + t < tile)
+            source = tl.where(mirrored, pair + (first_tile + t - tile) * (count - 1), pair)
+            inner_n = tl.where(mirrored, offs_n, offs_n * CLASS_ROWS)
+            inner_k = tl.where(mirrored, offs_k * CLASS_ROWS, offs_k)
+            trips = tl.zeros([BLOCK_N, CLASS_ROWS], dtype=ACC)
+            for start in range(0, shares, BLOCK_S):
                 offs_s = start + tl.arange(0, BLOCK_S)
-                line = ((pair * splits + offs_s)[:, None] * CLASS_ROWS + offs_n[None, :])[:, :, None] * CLASS_ROWS
-                share_ok = (offs_s < splits)[:, None, None]
-                p_aba += tl.sum(tl.load(trips_ptr + line + offs_k[None, None, :], mask=share_ok, other=0.0), 0)
-            p_aba *= inverse_i[:, None]  # [BLOCK_N, CLASS_ROWS]
-            class_k = tl.load(slots_ptr + CLASS * SLOTS + (first_tile + t) * CLASS_ROWS + offs_k)
-            same = ok[:, None] & (class_i[:, None] == class_k[None, :])
-            x = p_aba + tl.full([1, 1], eps, ACC)
-            log_sum += tl.sum(tl.where(same, tl.log(x), 0.0), 1)
+                line = (source * shares + offs_s)[:, None] * (CLASS_ROWS * CLASS_ROWS) + inner_n[None, :]
+                share_ok = (offs_s < shares)[:, None, None]
+                share = tl.load(trips_ptr + line[:, :, None] + inner_k[None, None, :], mask=share_ok, other=0.0)
+                trips += tl.sum(share, 0)
+            slot_k = (first_tile + t) * CLASS_ROWS + offs_k
+            there_k = row_weight(tables.weights_ptr, slot_k, THERE)
+            back_k = row_weight(tables.weights_ptr, slot_k, BACK)
+            same = ok[:, None] & (class_i[:, None] == tl.load(tables.slots_ptr + CLASS * SLOTS + slot_k)[None, :])
+            walk = there_i[:, None] * back_k[None, :]
+            p_aba = trips * walk  # [BLOCK_N, CLASS_ROWS]
+            log_sum += tl.sum(tl.where(same, tl.log(p_aba + tl.full([1, 1], eps, ACC)), 0.0), 1)
             correct += tl.sum(tl.where(same, p_aba, 0.0), 1)
             if g_ptr is not None:
-                # Without eps, 1 / tiny where no round trip arrives.
-                x = tl.maximum(x, tl.full([1, 1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL)
-                # As the products will round it.
-                g = rounded(tl.where(same, -weight[:, None] / x, 0.0), PRODUCT).to(g_ptr.dtype.element_ty)
-                rho += tl.sum(g.to(ACC) * p_aba, 1)
-                tl.store(g_ptr + (pair * CLASS_ROWS + offs_n[:, None]) * CLASS_ROWS + offs_k[None, :], g)
+                own = tl.where(same, derivative(p_aba, weight[:, None], eps, tiny, ACC), 0.0)
+                exact = own * walk
+                # Merged, trips are symmetric, and so is the sum with the derivative of the trip from k to i.
+                reverse = there_k[None, :] * back_i[:, None]
+                other = tl.where(same, derivative(trips * reverse, weight[:, None], eps, tiny, ACC), 0.0)
+                exact += tl.where(merged, other * reverse, 0.0)
+                parts = split(exact, PRODUCT)
+                offsets = (pair * CLASS_ROWS + offs_n[:, None]) * CLASS_ROWS + offs_k[None, :]
+                size = tl.cast(PAIRS, tl.int64) * CLASS_ROWS * CLASS_ROWS
+                store_parts(g_ptr, size, offsets, parts, None)
+                # rho is of g as the products have it.
+                stored = joined(parts, ACC)
+                rho += tl.sum(tl.where(same, own * p_aba * (stored / tl.where(exact == 0.0, 1.0, exact)), 0.0), 1)
         programs = tl.num_programs(0)
-        tl.store(parts_ptr + LOSS * programs + program, -tl.sum(tl.where(ok, log_sum * weight, 0.0), 0))
-        tl.store(parts_ptr + CORRECT * programs + program, tl.sum(correct, 0))
-        tl.store(parts_ptr + ROOT * programs + program, tl.sum(tl.sqrt(correct), 0))
+        tl.store(walker_parts_ptr + LOSS * programs + program, -tl.sum(tl.where(ok, log_sum * weight, 0.0), 0))
+        tl.store(walker_parts_ptr + CORRECT * programs + program, tl.sum(correct, 0))
+        tl.store(walker_parts_ptr + ROOT * programs + program, tl.sum(tl.sqrt(correct), 0))
         if g_ptr is not None:
-            tl.store(rows_ptr + RHO_WALKER * tl.cast(N, tl.int64) + row, rho, mask=ok)
+            set_row_weight(tables.weights_ptr, slot, RHO_WALKER, rho)
     # 3. The rows' share of the visits.
-    if VISIT:
+    if rho_ptr is not None:
         total = tl.zeros([BLOCK_N], dtype=ACC)
-        for split in range(0, splits):
-            item = first_pair.to(tl.int64) * splits + split
-            total += tl.load(rho_ptr + item * CLASS_ROWS + offs_n, mask=ok, other=0.0)
-        tl.store(rows_ptr + RHO_VISIT * tl.cast(N, tl.int64) + row, total * inverse_i, mask=ok)
+        item = (first_pair + tile - first_tile).to(tl.int64) * shares
+        for share in range(0, shares):
+            total += tl.load(rho_ptr + (item + share) * CLASS_ROWS + offs_n, mask=ok, other=0.0)
+        set_row_weight(tables.weights_ptr, slot, RHO_VISIT, total * there_i)

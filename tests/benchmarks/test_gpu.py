@@ -19,6 +19,7 @@ from benchmarks.gpu import plots, report, speed
 from benchmarks.gpu.checks import allowed_error
 from benchmarks.gpu.kernel_tests import summary
 from benchmarks.gpu.plan import ERROR_MODES, FULL, SMOKE, SPEED_MODES, Clock, Context, Size
+from fastassoc.kernels.triton.configs import PASSES
 
 ROOT = Path(__file__).parents[2]
 NEEDS_GPU = "needs a GPU"
@@ -72,9 +73,8 @@ def test_smoke_run_to_its_end(tmp_path: Path) -> None:
         assert row["peak_mib"] is None
     assert {row["verdict"] for row in rows_of(record, "memory")} == {NEEDS_GPU}
     kernels = rows_of(record, "kernel times")
-    assert {"normalisers", "round_trips", "kappa", "column_gradients", "row_gradients"} <= {
-        x["kernel"] for x in kernels
-    }
+    passes = set(PASSES)
+    assert passes <= {row["kernel"] for row in kernels if row["launches"] >= 1 and row["ms"] > 0.0}
     assert sum(row["share"] for row in kernels) == pytest.approx(len(SPEED_MODES))
     reached = [row for row in rows_of(record, "fractions") if "useful_tflops" in row]
     assert len(reached) == len(SPEED_MODES) * (len(SMOKE.speed) + 1)

@@ -1,8 +1,10 @@
 """The Triton backend, host of `fastassoc.kernels.triton`: on CUDA GPUs, or in Triton's interpreter.
 
-Seven kernels forward and at most four backward. Up to `fastassoc.backends.triton.buffers.MAX_ROWS_WITHOUT_SYNC` rows
-nothing waits for the device, as buffers are as large as any classes could need; above, the numbers of class tiles
-and of their pairs are read back, once.
+Columns are taken range by range, so that what has a number for every row and column stays within
+`fastassoc.backends.triton.plan.WORKSPACE_BYTES`, or is of 128 columns. Up to
+`fastassoc.backends.triton.buffers.MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as buffers are as large as
+any classes could need; above, the numbers of class tiles and of their pairs, and the form of the steps, are read back,
+once.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
-from fastassoc.backends.triton import backward, forward
+from fastassoc.backends.triton import forward
+from fastassoc.backends.triton.backward import Backward
 from fastassoc.backends.triton.buffers import Buffers
 from fastassoc.backends.triton.labels import Labels, labels_on
 from fastassoc.backends.triton.launch import interpreted, machine
@@ -43,18 +46,15 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.protocol.Backend`."""
     plan = Plan(inputs)
     buffers = Buffers.allocate(plan)
-    visit_probability = visit_parts = walker_parts = None
+    walker_parts = g = None
     with plan.device_guard():
-        forward.normalise(plan, buffers)
-        if inputs.visit:
-            visit_probability, visit_parts = forward.visit(plan, buffers)
+        a, b = plan.embeddings_a(), plan.embeddings_b()
+        classes, visit_probability, visit_parts = forward.normalise(plan, a, b, buffers, statistics)
         if inputs.walker or needs_gradient:
-            buffers, pairs = buffers.sized(plan)
-            walker_parts, g = forward.walk(plan, buffers, pairs, needs_gradient)
-            buffers = buffers._replace(g=g)
+            buffers, sizes = buffers.sized(plan)
+            walker_parts, g = forward.walk(plan, a, b, classes, buffers, sizes, needs_gradient)
         results = forward.add_up(plan, buffers.counts, walker_parts, visit_parts, statistics)
-    saved = buffers.saved() if needs_gradient else ()
-    return Losses(*results, visit_probability if statistics else None, saved)
+    return Losses(*results, visit_probability, buffers.saved(plan, sizes, g) if needs_gradient else ())
 
 
 def gradients(
@@ -62,19 +62,12 @@ def gradients(
 ) -> Gradients:
     """See `fastassoc.backends.protocol.Backend`."""
     plan = Plan(inputs)
-    buffers = Buffers.restore(saved, plan.class_rows)
-    da = db = dbias_a = dbias_b = None
+    buffers, sizes, g = Buffers.restore(saved, plan)
     with plan.device_guard():
-        kappa = None if grad_walker is None else backward.find_kappa(plan, buffers)
-        upstream = backward.Upstream(grad_walker, grad_visit, kappa)
-        if needs[1] or needs[3]:
-            db, dbias_b = backward.gradients_of_columns(plan, buffers, upstream, needs[3])
-        if needs[0] or needs[2]:
-            da, dbias_a = backward.gradients_of_rows(plan, buffers, upstream, needs[2])
-    return Gradients(da if needs[0] else None, db if needs[1] else None, dbias_a, dbias_b)
+        return Backward(plan, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
 
 
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.protocol.Backend`."""
     precision = choose_precision(a.dtype, machine(a.device), float32_products())
-    return Buffers.saved_dtypes(dtype, precision.g_dtype(dtype))
+    return Buffers.saved_dtypes(dtype, precision.step_dtype(dtype))

@@ -6,103 +6,244 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastassoc.backends.triton.buffers import Buffers
+from fastassoc.backends.protocol import Gradients, Needs
+from fastassoc.backends.triton.buffers import Buffers, Sizes
+from fastassoc.backends.triton.forward import store_steps
 from fastassoc.backends.triton.launch import launch
-from fastassoc.backends.triton.plan import Plan, ceil_div
+from fastassoc.backends.triton.plan import WAVES, Plan, Range, ceil_div
+from fastassoc.kernels.triton.buffers import TERM_FIELDS
 from fastassoc.kernels.triton.column_gradients import column_gradients
-from fastassoc.kernels.triton.kappa import kappa
-from fastassoc.kernels.triton.row_gradients import add_shares, row_gradients
+from fastassoc.kernels.triton.configs import MOST_COLUMNS
+from fastassoc.kernels.triton.kappa import column_terms, kappa
+from fastassoc.kernels.triton.row_gradients import row_gradients
+from fastassoc.kernels.triton.score_gradients import score_gradients
+from fastassoc.kernels.triton.shares import add_shares
 
-_SHARE_ROWS, _SHARE_COLUMNS = 16, 128
-"""Rows and columns of ``da`` that one program adds up."""
+_SHARE_LINES, _SHARE_COLUMNS = 16, 128
+"""Rows and columns of a gradient that one program adds up."""
 
-
-class Upstream(NamedTuple):
-    """What enters the gradients last; a term that has no gradient from above is None."""
-
-    walker: Tensor | None
-    """[] in the accumulation dtype."""
-    visit: Tensor | None
-    """[] in the accumulation dtype."""
-    kappa: Tensor | None
-    """Of the walker."""
-
-    def arguments(self) -> dict[str, Any]:
-        """What the passes that write gradients take of them."""
-        return {"kappa_ptr": self.kappa, "grad_walker_ptr": self.walker, "grad_visit_ptr": self.visit}
+_SHARE_TILES = 4
+"""Fewest class tiles of a share of ``db``: for fewer a launch that adds shares up would cost more than it saves."""
 
 
-def find_kappa(plan: Plan, buffers: Buffers) -> Tensor:
-    """``kappa``: pass 1."""
-    tile = plan.config.kappa
-    result = plan.inputs.a.new_empty(plan.m, dtype=plan.inputs.dtype)
-    launch(
-        kappa,
-        (ceil_div(plan.m, tile.columns),),
-        tile,
-        **plan.embeddings(tile, products=True, hold=buffers.one_tile),
-        **buffers.arguments(),
-        kappa_ptr=result,
-    )
-    return result
+class Backward:
+    """A backward pass: what its launches share, and its results."""
 
+    def __init__(
+        self,
+        plan: Plan,
+        buffers: Buffers,
+        sizes: Sizes,
+        g: Tensor | None,
+        grad_walker: Tensor | None,
+        grad_visit: Tensor | None,
+    ) -> None:
+        self.plan, self.buffers, self.sizes = plan, buffers, sizes
+        self.a, self.b = plan.embeddings_a(), plan.embeddings_b()
+        self.slots = sizes.tiles * plan.class_rows
+        # Gradients of scores take the place of steps where no other tile needs these.
+        separate = sizes.stored and grad_walker is not None and not sizes.one_tile
+        self.matrices = (sizes.sides + separate) * sizes.stored
+        # What a column takes: steps and gradients of scores, or shares of kappa and terms.
+        stored_bytes = self.matrices * plan.step_bytes(self.slots)
+        computed_bytes = (sizes.tiles + TERM_FIELDS) * plan.inputs.dtype.itemsize
+        self.chunk = plan.chunk(stored_bytes if sizes.stored else computed_bytes)
+        self.ds = sizes.sides if separate else 0
+        new, dtype = plan.inputs.a.new_empty, plan.inputs.dtype
+        self.kappa_parts = None if grad_walker is None else new(sizes.tiles, self.chunk, dtype=dtype)
+        self.upstream: dict[str, Any] = {
+            "g_ptr": None if grad_walker is None else g,
+            "terms_ptr": new(TERM_FIELDS, self.chunk, dtype=dtype),
+            "grad_walker_ptr": grad_walker,
+            "grad_visit_ptr": grad_visit,
+            "tables": buffers.tables(plan),
+            "PAIRS": sizes.pairs,
+            "PRODUCT": plan.precision.others,
+        }
 
-def gradients_of_columns(plan: Plan, buffers: Buffers, upstream: Upstream, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """``db`` and ``dbias_b``: pass 2."""
-    tile, inputs = plan.config.column_gradients, plan.inputs
-    db = inputs.b.new_empty(plan.m, plan.d)
-    dbias_b = inputs.b.new_empty(plan.m, dtype=inputs.dtype) if bias else None
-    embeddings = plan.embeddings(tile, products=True, hold=buffers.one_tile)
-    launch(
-        column_gradients,
-        (ceil_div(plan.m, tile.columns), ceil_div(plan.d, embeddings["BLOCK_D"])),
-        tile,
-        **embeddings,
-        **buffers.arguments(),
-        **upstream.arguments(),
-        db_ptr=db,
-        dbias_b_ptr=dbias_b,
-    )
-    return db, dbias_b
+    def gradients(self, needs: Needs) -> Gradients:
+        """All that are needed, one range of columns after the other."""
+        plan = self.plan
+        da = RowParts.allocate(plan, self.sizes, self.chunk, needs[2]) if needs[0] or needs[2] else None
+        db = ColumnGradients.allocate(self, needs[3]) if needs[1] or needs[3] else None
+        for part in plan.ranges(self.slots, self.chunk, self.matrices, self.ds):
+            if self.sizes.stored:
+                store_steps(plan, self.a, self.b, self.buffers, self.sizes, part.steps, part.columns)
+            if self.kappa_parts is not None:
+                self._find_kappa(part)
+            self._add_column_terms(part)
+            if self.sizes.stored:
+                self._store_score_gradients(part)
+            if da is not None:
+                self._row_gradients(da, part)
+            if db is not None:
+                self._columns(part, db)
+        result_a, dbias_a = (None, None) if da is None else self._rows(da)
+        result_b, dbias_b = (None, None) if db is None else (db.whole, db.bias)
+        return Gradients(result_a if needs[0] else None, result_b if needs[1] else None, dbias_a, dbias_b)
 
+    def _find_kappa(self, part: Range) -> None:
+        """``kappa_parts`` of a range."""
+        plan, tile = self.plan, self.plan.config.kappa
+        shares = plan.shares(tile, self.sizes.tiles, part.columns, WAVES)
+        launch(
+            kappa,
+            (self.sizes.tiles, shares),
+            tile,
+            steps=part.steps,
+            tables=self.upstream["tables"],
+            g_ptr=self.upstream["g_ptr"],
+            kappa_parts_ptr=self.kappa_parts,
+            PAIRS=self.sizes.pairs,
+            SIDES=self.sizes.sides,
+            STORED=self.sizes.stored,
+            PRODUCT=plan.precision.others,
+            **plan.scores(tile, self.a, self.b, self.sizes.stored),
+        )
 
-def gradients_of_rows(plan: Plan, buffers: Buffers, upstream: Upstream, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """``da`` and ``dbias_a``: pass 3, in ranges of columns where the class tiles alone are too few programs, and 4."""
-    tile, inputs = plan.config.row_gradients, plan.inputs
-    embeddings = plan.embeddings(tile, products=True, hold=buffers.one_tile)
-    tiles, depths = buffers.tiles.shape[1], ceil_div(plan.d, embeddings["BLOCK_D"])
-    splits = min(ceil_div(plan.m, tile.columns), ceil_div(plan.programs, max(1, tiles * depths)))
-    # One range writes the result itself, but not the rows that take no part.
-    allocate = inputs.a.new_empty if splits > 1 or inputs.labels.ignore_index is None else inputs.a.new_zeros
-    da = allocate(plan.n, plan.d)
-    dbias_a = allocate(plan.n, dtype=inputs.dtype) if bias else None
-    da_parts, dbias_a_parts = da, dbias_a
-    if splits > 1:
-        da_parts = da.new_empty(splits, plan.n, plan.d, dtype=inputs.dtype)
-        dbias_a_parts = da_parts.new_empty(splits, plan.n) if bias else None
-    launch(
-        row_gradients,
-        (tiles, splits, depths),
-        tile,
-        **embeddings,
-        **buffers.arguments(),
-        **upstream.arguments(),
-        da_ptr=da_parts,
-        dbias_a_ptr=dbias_a_parts,
-    )
-    if splits > 1:
+    def _add_column_terms(self, part: Range) -> None:
+        """``terms`` of a range."""
+        launch(
+            column_terms,
+            (part.columns // MOST_COLUMNS,),
+            kappa_parts_ptr=self.kappa_parts,
+            CHUNK=self.chunk,
+            START=part.steps.START,
+            BLOCK_M=MOST_COLUMNS,
+            BLOCK_T=16,
+            **{name: self.upstream[name] for name in ("tables", "grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},
+        )
+
+    def _store_score_gradients(self, part: Range) -> None:
+        """``ds`` of a range."""
+        tile = self.plan.config.score_gradients
+        launch(
+            score_gradients,
+            (part.columns // tile.columns, self.sizes.tiles),
+            tile,
+            steps=part.steps,
+            ds=part.ds,
+            SIDES=self.sizes.sides,
+            BLOCK_N=tile.rows,
+            BLOCK_M=tile.columns,
+            **self.upstream,
+        )
+
+    def _columns(self, part: Range, db: ColumnGradients) -> None:
+        """``db`` and ``dbias_b`` of a range."""
+        plan, tile, shared = self.plan, self.plan.config.column_gradients, db.parts is not None
+        launch(
+            column_gradients,
+            (part.columns // tile.columns, db.depths, 1 if db.parts is None else db.parts.shape[0]),
+            tile,
+            ds=part.ds,
+            db_ptr=db.parts if shared else db.whole,
+            dbias_b_ptr=db.bias_parts if shared else db.bias,
+            STORED=self.sizes.stored,
+            WHOLE=not shared,
+            **self.upstream,
+            **plan.scores(tile, self.a, self.b, self.sizes.stored),
+        )
+        if db.parts is not None:
+            start = part.steps.START
+            self._add_shares(db.parts, db.bias_parts, db.whole, db.bias, part.columns, None, start, plan.m)
+
+    def _add_shares(
+        self,
+        parts: Tensor,
+        bias_parts: Tensor | None,
+        gradient: Tensor,
+        bias: Tensor | None,
+        lines: int,
+        slots: Tensor | None,
+        first: int = 0,
+        end: int = 0,
+    ) -> None:
+        """Gradients from ``parts``, of their first ``lines``."""
         launch(
             add_shares,
-            (ceil_div(plan.n, _SHARE_ROWS), ceil_div(plan.d, _SHARE_COLUMNS)),
-            da_parts_ptr=da_parts,
-            dbias_a_parts_ptr=dbias_a_parts,
-            rows_ptr=buffers.rows,
-            da_ptr=da,
-            dbias_a_ptr=dbias_a,
-            N=plan.n,
-            D=plan.d,
-            SPLITS=splits,
-            BLOCK_N=_SHARE_ROWS,
+            (lines // _SHARE_LINES, ceil_div(self.plan.d, _SHARE_COLUMNS)),
+            parts_ptr=parts,
+            bias_parts_ptr=bias_parts,
+            slots_ptr=slots,
+            gradient_ptr=gradient,
+            bias_ptr=bias,
+            LINES=parts.shape[1],
+            D=self.plan.d,
+            scale=self.plan.inputs.scale,
+            SHARES=parts.shape[0],
+            BLOCK_N=_SHARE_LINES,
             BLOCK_D=_SHARE_COLUMNS,
+            FIRST=first,
+            END=end,
         )
-    return da, dbias_a
+
+    def _row_gradients(self, da: RowParts, part: Range) -> None:
+        """What a range gives to ``da`` and ``dbias_a``."""
+        plan, tile = self.plan, self.plan.config.row_gradients
+        launch(
+            row_gradients,
+            (self.sizes.tiles, da.shares, da.depths),
+            tile,
+            ds=part.ds,
+            da_parts_ptr=da.parts,
+            dbias_a_parts_ptr=da.bias_parts,
+            STORED=self.sizes.stored,
+            **self.upstream,
+            **plan.scores(tile, self.a, self.b, self.sizes.stored),
+        )
+
+    def _rows(self, da: RowParts) -> tuple[Tensor, Tensor | None]:
+        """``da`` and ``dbias_a``, 0 for rows that take no part."""
+        plan, inputs = self.plan, self.plan.inputs
+        allocate = inputs.a.new_empty if inputs.labels.ignore_index is None else inputs.a.new_zeros
+        result = allocate(plan.n, plan.d)
+        bias = None if da.bias_parts is None else allocate(plan.n, dtype=inputs.dtype)
+        self._add_shares(da.parts, da.bias_parts, result, bias, self.slots, self.buffers.slots)
+        return result, bias
+
+
+class RowParts(NamedTuple):
+    """``da_parts`` and ``dbias_a_parts``."""
+
+    parts: Tensor
+    bias_parts: Tensor | None
+    depths: int
+
+    @property
+    def shares(self) -> int:
+        """Shares of a range."""
+        return self.parts.shape[0]
+
+    @classmethod
+    def allocate(cls, plan: Plan, sizes: Sizes, chunk: int, bias: bool) -> RowParts:
+        """As many shares as run at one time."""
+        tile, new, dtype = plan.config.row_gradients, plan.inputs.a.new_empty, plan.inputs.dtype
+        depths = ceil_div(plan.d, plan.depth(tile))
+        lines = plan.shares(tile, sizes.tiles * depths, chunk), sizes.tiles * plan.class_rows
+        return cls(new(*lines, plan.d, dtype=dtype), new(*lines, dtype=dtype) if bias else None, depths)
+
+
+class ColumnGradients(NamedTuple):
+    """``db`` and ``dbias_b``, and ``db_parts`` and ``dbias_b_parts`` where a range is too few programs."""
+
+    whole: Tensor
+    bias: Tensor | None
+    parts: Tensor | None
+    bias_parts: Tensor | None
+    depths: int
+
+    @classmethod
+    def allocate(cls, backward: Backward, bias: bool) -> ColumnGradients:
+        """As many shares of the class tiles as run at one time; of steps that are computed, ranges are large."""
+        plan, tile = backward.plan, backward.plan.config.column_gradients
+        new, dtype = plan.inputs.b.new_empty, plan.inputs.dtype
+        depths = ceil_div(plan.d, plan.depth(tile))
+        owners = backward.chunk // tile.columns * depths
+        shares = (
+            min(backward.sizes.tiles // _SHARE_TILES, plan.programs(tile) // owners) if backward.sizes.stored else 1
+        )
+        lines = shares, backward.chunk
+        parts = new(*lines, plan.d, dtype=dtype) if shares > 1 else None
+        bias_parts = new(*lines, dtype=dtype) if bias and shares > 1 else None
+        return cls(new(plan.m, plan.d), new(plan.m, dtype=dtype) if bias else None, parts, bias_parts, depths)

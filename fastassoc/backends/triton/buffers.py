@@ -2,96 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastassoc.backends.protocol import Saved
+from fastassoc.backends.triton.launch import read_back
 from fastassoc.backends.triton.plan import Plan
 from fastassoc.kernels.triton.buffers import (
-    CLASS_FIELDS,
     COLUMN_FIELDS,
     COUNTS,
-    ROW_FIELDS,
     SLOT_FIELDS,
     TILE_FIELDS,
+    WEIGHT_FIELDS,
+    Tables,
 )
 
 MAX_ROWS_WITHOUT_SYNC = 2048
-"""Up to this many rows, buffers for the worst classes are small: two of at most 27 MB in float32, 40 in float64."""
+"""Up to this many rows, buffers for the worst classes are small: at most 18 MiB of round trips in float32, 33 in
+float64, and 27 of their gradient (float32 at "highest")."""
+
+
+class Sizes(NamedTuple):
+    """What the classes and the form decide, or the most that they could."""
+
+    tiles: int
+    pairs: int
+    sides: int
+    """Of the steps: 1 where they are known to be merged."""
+    stored: bool
+    """Whether steps have a workspace (`fastassoc.kernels.triton.steps`)."""
+
+    @classmethod
+    def of(cls, plan: Plan, tiles: int, pairs: int, sides: int) -> Sizes:
+        """With what follows from them."""
+        config = plan.config
+        computing = (config.round_trips, config.kappa, config.row_gradients, config.column_gradients)
+        whole = all(plan.whole_rows(tile) for tile in computing)
+        return cls(tiles, pairs, sides, not (config.compute_steps and whole and sides == 1 and pairs == tiles))
+
+    @property
+    def one_tile(self) -> bool:
+        """Whether all classes are known to fit a tile: every tile is then a pair with itself alone."""
+        return self.pairs == self.tiles
 
 
 class Buffers(NamedTuple):
     """The buffers of a call, under their names in the kernels."""
 
-    rows: Tensor
     columns: Tensor
     slots: Tensor
     tiles: Tensor
+    weights: Tensor
     counts: Tensor
-    g: Tensor | None = None
-    """From the walk on."""
-    classes: Tensor | None = None
-    """In the forward pass alone."""
 
     @classmethod
     def allocate(cls, plan: Plan) -> Buffers:
-        """As large as any classes could need, all but ``g``."""
+        """As large as any classes could need, ``counts`` longer than kernels know, for `saved`."""
         new, dtype = plan.inputs.a.new_empty, plan.inputs.dtype
+        slots = plan.max_tiles * plan.class_rows
         return cls(
-            classes=new(CLASS_FIELDS, plan.n, dtype=torch.int32),
-            slots=new(SLOT_FIELDS, plan.max_tiles * plan.class_rows, dtype=torch.int32),
-            tiles=new(TILE_FIELDS, plan.max_tiles, dtype=torch.int32),
-            counts=new(COUNTS, dtype=torch.int32),
-            rows=new(ROW_FIELDS, plan.n, dtype=dtype),
             columns=new(COLUMN_FIELDS, plan.m, dtype=dtype),
+            slots=new(SLOT_FIELDS, slots, dtype=torch.int32),
+            tiles=new(TILE_FIELDS, plan.max_tiles, dtype=torch.int32),
+            weights=new(slots, WEIGHT_FIELDS, dtype=dtype),
+            counts=new(COUNTS + 2 * plan.precision.parts + 2, dtype=torch.int32),
         )
 
-    def sized(self, plan: Plan) -> tuple[Buffers, int]:
-        """For the walk, with the number of pairs: above `MAX_ROWS_WITHOUT_SYNC` rows, cut to the tiles that exist."""
+    def sized(self, plan: Plan) -> tuple[Buffers, Sizes]:
+        """For the walk: above `MAX_ROWS_WITHOUT_SYNC` rows, cut to the tiles that exist, in the form that is taken."""
         if plan.n <= MAX_ROWS_WITHOUT_SYNC:
-            return self, plan.max_pairs
-        _, tiles, pairs = self.counts.tolist()
-        return self._replace(slots=self.slots[:, : tiles * plan.class_rows], tiles=self.tiles[:, :tiles]), pairs
+            return self, Sizes.of(plan, plan.max_tiles, plan.max_pairs, 2)
+        _, tiles, pairs, plain = read_back(self.counts)[:4]
+        # Without any row one tile, which does not exist, stands for the buffers to have a size.
+        tiles, pairs = max(tiles, 1), max(pairs, 1)
+        slots = tiles * plan.class_rows
+        cut = self._replace(slots=self.slots[:, :slots], tiles=self.tiles[:, :tiles], weights=self.weights[:slots])
+        return cut, Sizes.of(plan, tiles, pairs, 1 + plain)
 
-    def saved(self) -> Saved:
-        """What `restore` takes."""
-        return self.rows, self.columns, self.slots, self.tiles, self.counts, self.g
+    def tables(self, plan: Plan) -> Tables:
+        """What passes look up."""
+        return Tables(
+            self.columns, self.slots, self.tiles, self.counts, self.weights, plan.m, self.tiles.stride(0)
+        )  # fmt: skip
+
+    def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None) -> Saved:
+        """What `restore` takes, ``counts`` as long as the number of sides and twice that of parts make them."""
+        counts = self.counts[: COUNTS + 2 * plan.precision.parts + sizes.sides]
+        return self.columns, self.slots, self.tiles, self.weights, counts, g
 
     @staticmethod
-    def saved_dtypes(dtype: torch.dtype, g_dtype: torch.dtype) -> list[torch.dtype]:
+    def saved_dtypes(dtype: torch.dtype, step_dtype: torch.dtype) -> list[torch.dtype]:
         """Dtypes of `saved`, for an accumulation in ``dtype``."""
-        return [dtype, dtype, torch.int32, torch.int32, torch.int32, g_dtype]
+        return [dtype, torch.int32, torch.int32, dtype, torch.int32, step_dtype]
 
     @classmethod
-    def restore(cls, saved: Saved, class_rows: int) -> Buffers:
+    def restore(cls, saved: Saved, plan: Plan) -> tuple[Buffers, Sizes, Tensor | None]:
         """What was saved, which may have become flat, in the shapes it had."""
-        *whole, g = saved
-        rows, columns, slots, tiles, counts = (x for x in whole if x is not None)
+        columns, slots, tiles, weights, counts, g = saved
+        assert columns is not None
+        assert slots is not None
+        assert tiles is not None
+        assert weights is not None
+        assert counts is not None
         slots, tiles = slots.view(SLOT_FIELDS, -1), tiles.view(TILE_FIELDS, -1)
-        if slots.shape[1] != tiles.shape[1] * class_rows:
+        sides = counts.shape[0] - COUNTS - 2 * plan.precision.parts
+        if slots.shape[1] != tiles.shape[1] * plan.class_rows or sides not in (1, 2):
             raise RuntimeError(
                 "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
                 "fastassoc.walker_visit_loss"
             )
-        g = None if g is None else g.view(-1, class_rows, class_rows)
-        return cls(rows.view(ROW_FIELDS, -1), columns.view(COLUMN_FIELDS, -1), slots, tiles, counts, g)
-
-    @property
-    def one_tile(self) -> bool:
-        """Whether all classes are known to fit a tile: every tile is then a pair with itself alone."""
-        return self.g is None or self.g.shape[0] == self.tiles.shape[1]
-
-    def arguments(self) -> dict[str, Any]:
-        """What every backward pass takes of them."""
-        return {
-            "rows_ptr": self.rows,
-            "columns_ptr": self.columns,
-            "slots_ptr": self.slots,
-            "tiles_ptr": self.tiles,
-            "counts_ptr": self.counts,
-            "g_ptr": self.g,
-            "TILES": self.tiles.stride(0),
-            "ONE_TILE": self.one_tile,
-        }
+        pairs = tiles.shape[1]
+        if g is not None:
+            g = g.view(plan.precision.parts, -1, plan.class_rows, plan.class_rows)
+            pairs = g.shape[1]
+        buffers = cls(columns.view(COLUMN_FIELDS, -1), slots, tiles, weights.view(-1, WEIGHT_FIELDS), counts)
+        return buffers, Sizes.of(plan, tiles.shape[1], pairs, sides), g

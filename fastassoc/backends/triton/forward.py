@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, int32
 
-from fastassoc.backends.triton.buffers import Buffers
+from fastassoc.backends.triton.buffers import MAX_ROWS_WITHOUT_SYNC, Buffers, Sizes
 from fastassoc.backends.triton.launch import launch
-from fastassoc.backends.triton.plan import MAX_SPLITS, Plan, ceil_div
-from fastassoc.kernels.triton.buffers import ROW_PART_FIELDS, WALKER_PART_FIELDS
+from fastassoc.backends.triton.plan import WAVES, Plan, ceil_div
+from fastassoc.kernels.triton.buffers import (
+    CLASS_FIELDS,
+    EXTREME_FIELDS,
+    ROW_FIELDS,
+    ROW_PART_FIELDS,
+    WALKER_PART_FIELDS,
+    Embeddings,
+)
 from fastassoc.kernels.triton.class_sizes import class_sizes
+from fastassoc.kernels.triton.forms import forms
 from fastassoc.kernels.triton.losses import losses
-from fastassoc.kernels.triton.normalisers import normalisers
+from fastassoc.kernels.triton.normalisers import column_normalisers, row_normalisers
 from fastassoc.kernels.triton.round_trips import round_trips
 from fastassoc.kernels.triton.rows import rows
-from fastassoc.kernels.triton.visits import visits
+from fastassoc.kernels.triton.steps import steps
 from fastassoc.kernels.triton.walker import walker
 
 _LAYOUT_ROWS = 32
 """Rows that one program of the class layout deals to slots."""
+_FORM_COLUMNS = 1024
+"""Columns that one program gives their weights at a time."""
 _WALKER_ROWS = 16
 """Rows of a class tile that one program of the walker's part of the loss adds up; they divide those of every tile."""
+_LEAST_EPS = 1e-10
+"""The least ``eps`` of the merged form, whose smallest round trips may underflow to 0."""
 
 
-def normalise(plan: Plan, buffers: Buffers) -> None:
-    """Class layout and normalisers: passes 1 to 3."""
-    values, ignore_index, _ = plan.inputs.labels
+class Normalised(NamedTuple):
+    """What the first passes leave to later ones of the forward pass."""
+
+    classes: Tensor
+    visit_probability: Tensor | None
+    visit_parts: Tensor | None
+
+
+def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statistics: bool) -> Normalised:
+    """Class layout, normalisers, visits, and the form of the steps."""
+    inputs, new, dtype = plan.inputs, plan.inputs.a.new_empty, plan.inputs.dtype
+    values, ignore_index, _ = inputs.labels
     slots, tiles = buffers.slots.shape[1], buffers.tiles.shape[1]
+    classes, normalisers = new(CLASS_FIELDS, plan.n, dtype=int32), new(ROW_FIELDS, plan.n, dtype=dtype)
     layout = {
         "labels_ptr": values,
-        "classes_ptr": buffers.classes,
+        "classes_ptr": classes,
         "slots_ptr": buffers.slots,
         "tiles_ptr": buffers.tiles,
         "N": plan.n,
         "SLOTS": slots,
         "TILES": tiles,
         "stride_label": values.stride(0),
-        "WALKER": plan.inputs.walker,
-        "CLASS_ROWS": plan.class_rows,
+        "WALKER": inputs.walker,
         "BLOCK_N": _LAYOUT_ROWS,
         "BLOCK_K": 128,
     }
@@ -49,110 +70,138 @@ def normalise(plan: Plan, buffers: Buffers) -> None:
         ignore_index=0 if ignore_index is None else ignore_index,
         HAS_IGNORED=ignore_index is not None,
     )
-    tile = plan.config.normalisers
-    programs = min(ceil_div(plan.m, tile.columns), plan.programs)
-    row_parts = buffers.rows.new_empty(ROW_PART_FIELDS, programs, plan.n)
+    tile = plan.config.row_normalisers
+    shares = plan.shares(tile, ceil_div(plan.n, tile.rows), plan.m, WAVES)
+    row_parts = new(ROW_PART_FIELDS, shares, plan.n, dtype=dtype)
     launch(
-        normalisers,
-        (programs,),
+        row_normalisers,
+        (ceil_div(plan.n, tile.rows), shares),
         tile,
-        **plan.embeddings(tile),
-        classes_ptr=buffers.classes,
+        classes_ptr=classes,
         row_parts_ptr=row_parts,
-        columns_ptr=buffers.columns,
+        N=plan.n,
+        M=plan.m,
+        ONE_D=plan.whole_rows(tile),
+        **plan.scores(tile, a, b),
     )
     launch(
         rows,
         (ceil_div(plan.n, _LAYOUT_ROWS),),
         **layout,
         row_parts_ptr=row_parts,
-        rows_ptr=buffers.rows,
+        rows_ptr=normalisers,
         counts_ptr=buffers.counts,
-        PARTS=programs,
+        SHARES=shares,
+        CLASS_ROWS=plan.class_rows,
         BLOCK_P=64,
     )
-
-
-def visit(plan: Plan, buffers: Buffers) -> tuple[Tensor, Tensor]:
-    """``visit`` and ``visit_parts``: pass 4."""
-    tile = plan.config.visits
+    tile = plan.config.column_normalisers
     programs = ceil_div(plan.m, tile.columns)
-    visit_probability, parts = buffers.columns.new_empty(plan.m), buffers.columns.new_empty(programs)
+    extremes = new(EXTREME_FIELDS, programs, dtype=dtype)
+    visit_parts = new(programs, dtype=dtype) if inputs.visit else None
+    visit_probability = new(plan.m, dtype=dtype) if inputs.visit and statistics else None
     launch(
-        visits,
+        column_normalisers,
         (programs,),
         tile,
-        **plan.embeddings(tile),
-        rows_ptr=buffers.rows,
+        rows_ptr=normalisers,
         counts_ptr=buffers.counts,
         columns_ptr=buffers.columns,
+        extremes_ptr=extremes,
         visit_ptr=visit_probability,
-        parts_ptr=parts,
-        eps=plan.inputs.eps,
+        visit_parts_ptr=visit_parts,
+        N=plan.n,
+        M=plan.m,
+        eps=inputs.eps,
         tiny=plan.tiny,
+        VISIT=inputs.visit,
+        ONE_D=plan.whole_rows(tile),
+        **plan.scores(tile, a, b),
     )
-    return visit_probability, parts
-
-
-def walk(plan: Plan, buffers: Buffers, pairs: int, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """``walker_parts`` and ``g``: passes 5 and 6, over up to ``pairs`` pairs."""
-    inputs, tile = plan.inputs, plan.config.round_trips
-    column_tiles, tiles = ceil_div(plan.m, tile.columns), buffers.tiles.shape[1]
-    items = plan.items(pairs, column_tiles)
-    block = (plan.class_rows, plan.class_rows)
-    new = buffers.rows.new_empty
-    trips = new(items, *block) if inputs.walker else None
-    g_dtype = plan.precision.g_dtype(inputs.dtype)
-    g = new(pairs, *block, dtype=g_dtype) if inputs.walker and needs_gradient else None
-    terms = {"WALKER": inputs.walker, "VISIT": inputs.visit and needs_gradient}
-    shared: dict[str, Any] = {
-        "rows_ptr": buffers.rows,
-        "slots_ptr": buffers.slots,
-        "tiles_ptr": buffers.tiles,
-        "counts_ptr": buffers.counts,
-        "trips_ptr": trips,
-        "rho_ptr": new(items, plan.class_rows) if terms["VISIT"] else None,
-        "TILES": buffers.tiles.stride(0),
-        "ITEMS": plan.programs,
-        "MAX_SPLITS": MAX_SPLITS,
-        **terms,
-    }
-    one_tile = pairs == tiles
     launch(
-        round_trips,
-        (items,),
-        tile,
-        **plan.embeddings(tile, products=True, hold=one_tile),
-        **shared,
+        forms,
+        (max(tiles, min(ceil_div(plan.m, _FORM_COLUMNS), plan.processors)),),
+        rows_ptr=normalisers,
+        extremes_ptr=extremes,
+        slots_ptr=buffers.slots,
+        counts_ptr=buffers.counts,
+        weights_ptr=buffers.weights,
         columns_ptr=buffers.columns,
-        ONE_TILE=one_tile,
+        N=plan.n,
+        M=plan.m,
+        PROGRAMS=programs,
+        TILES=tiles,
+        MAY_MERGE=inputs.eps >= _LEAST_EPS,
+        CLASS_ROWS=plan.class_rows,
+        BLOCK=_FORM_COLUMNS,
     )
-    programs = tiles * (plan.class_rows // _WALKER_ROWS)
-    parts = new(WALKER_PART_FIELDS, programs)
+    return Normalised(classes, visit_probability, visit_parts)
+
+
+def walk(
+    plan: Plan, a: Embeddings, b: Embeddings, classes: Tensor, buffers: Buffers, sizes: Sizes, needs_gradient: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """``walker_parts`` and ``g``."""
+    inputs, tile, dtype = plan.inputs, plan.config.round_trips, plan.inputs.dtype
+    new = inputs.a.new_empty
+    block = (plan.class_rows, plan.class_rows)
+    slots = sizes.tiles * plan.class_rows
+    chunk = plan.chunk(sizes.sides * plan.step_bytes(slots)) if sizes.stored else plan.whole_chunk
+    column_tiles = chunk // tile.columns
+    items = plan.items(sizes.pairs, column_tiles, exact=plan.n > MAX_ROWS_WITHOUT_SYNC)
+    trips = new(items, *block, dtype=dtype) if inputs.walker else None
+    rho = new(items, plan.class_rows, dtype=dtype) if inputs.visit and needs_gradient else None
+    shared: dict[str, Any] = {
+        "trips_ptr": trips,
+        "rho_ptr": rho,
+        "ITEMS": plan.programs(tile),
+        "WALKER": inputs.walker,
+        "PRODUCT": plan.precision.others,
+    }
+    for part in plan.ranges(slots, chunk, sizes.sides * sizes.stored):
+        if sizes.stored:
+            store_steps(plan, a, b, buffers, sizes, part.steps, part.columns)
+        launch(
+            round_trips,
+            (items,),
+            tile,
+            steps=part.steps,
+            tables=buffers.tables(plan),
+            SIDES=sizes.sides,
+            STORED=sizes.stored,
+            **shared,
+            **plan.scores(tile, a, b, sizes.stored),
+        )
+    g = None
+    if inputs.walker and needs_gradient:
+        g = new(plan.precision.parts, sizes.pairs, *block, dtype=plan.step_dtype)
+    programs = sizes.tiles * (plan.class_rows // _WALKER_ROWS)
+    walker_parts = new(WALKER_PART_FIELDS, programs, dtype=dtype) if inputs.walker else None
     launch(
         walker,
         (programs,),
-        **shared,
-        classes_ptr=buffers.classes,
+        tables=buffers.tables(plan),
+        classes_ptr=classes,
         g_ptr=g,
-        parts_ptr=parts,
+        walker_parts_ptr=walker_parts,
         N=plan.n,
+        SLOTS=buffers.slots.stride(0),
+        PAIRS=sizes.pairs,
+        COLUMN_TILES=column_tiles,
         eps=inputs.eps,
         tiny=plan.tiny,
-        SLOTS=buffers.slots.stride(0),
-        COLUMN_TILES=column_tiles,
         CLASS_ROWS=plan.class_rows,
         BLOCK_N=_WALKER_ROWS,
         BLOCK_S=4,
-        PRODUCT=plan.precision.others,
+        **shared,
     )
-    return parts, g
+    return walker_parts, g
 
 
 def add_up(
     plan: Plan, counts: Tensor, walker_parts: Tensor | None, visit_parts: Tensor | None, statistics: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Walker, visit, and the two statistics of the walker: pass 7."""
+    """Walker, visit, and the two statistics of the walker."""
     inputs = plan.inputs
     wanted = inputs.walker, inputs.visit, inputs.walker and statistics, inputs.walker and statistics
     results = [inputs.a.new_empty((), dtype=inputs.dtype) if x else None for x in wanted]
@@ -174,3 +223,22 @@ def add_up(
         BLOCK=1024,
     )
     return walker_loss, visit_loss, p_correct, accuracy_estimate
+
+
+def store_steps(
+    plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, sizes: Sizes, out: Any, columns: int
+) -> None:
+    """The steps of a range, for the passes of either direction."""
+    tile = plan.config.steps
+    launch(
+        steps,
+        (columns // tile.columns, sizes.tiles),
+        tile,
+        out=out,
+        tables=buffers.tables(plan),
+        WALKER=plan.inputs.walker,
+        SIDES=sizes.sides,
+        ONE_D=plan.whole_rows(tile),
+        PRODUCT=plan.precision.others,
+        **plan.scores(tile, a, b),
+    )

@@ -17,7 +17,7 @@ class Labels(NamedTuple):
     values: Tensor
     """[N], any strides, of a dtype that kernels take."""
     ignore_index: int | None
-    float32_products: str = "ieee"
+    float32_products: str = "highest"
     """As they were set when the forward pass began; the backward pass must not see another setting."""
 
 

@@ -46,43 +46,57 @@ class Launch(NamedTuple):
     warps: int
     stages: int
 
-    def specialisation(self) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any]]:
-        """``(signature, constexprs, attrs)`` of `triton.compiler.ASTSource`, as a launch would specialise them."""
-        signature: dict[str, str] = {}
-        constants: dict[tuple[int], Any] = {}
-        attributes: dict[tuple[int], Any] = {}
+    def specialisation(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+        """``(signature, constexprs, attrs)`` of `triton.compiler.ASTSource`, as a launch would specialise them.
+
+        The kind of a tuple is a tuple of kinds; paths to its fields are ``(parameter, field)``.
+        """
+        signature: dict[str, Any] = {}
+        constants: dict[tuple[int, ...], Any] = {}
+        attributes: dict[tuple[int, ...], Any] = {}
+
+        def kind_of(path: tuple[int, ...], value: Any, annotation: str | None) -> Any:
+            if isinstance(value, tuple):
+                return type(value)(*(kind_of((*path, k), x, None) for k, x in enumerate(value)))
+            if isinstance(value, Tensor):
+                attributes[path] = [["tt.divisibility", 16]]
+                return _POINTERS[value.dtype]
+            if annotation is not None and value is not None:
+                return annotation
+            if value is None or value == 1:
+                constants[path] = value
+                return "constexpr"
+            if value % 16 == 0:
+                attributes[path] = [["tt.divisibility", 16]]
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
-            kind = "constexpr"
-            if isinstance(value, Tensor):
-                kind = _POINTERS[value.dtype]
-                attributes[(index,)] = [["tt.divisibility", 16]]
-            elif value is not None and not parameter.is_constexpr:
-                if parameter.annotation_type:
-                    kind = parameter.annotation_type
-                elif value != 1:
-                    kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-                    if value % 16 == 0:
-                        attributes[(index,)] = [["tt.divisibility", 16]]
-            signature[parameter.name] = kind
-            if kind == "constexpr":
+            if parameter.is_constexpr:
                 constants[(index,)] = value
+                signature[parameter.name] = "constexpr"
+            else:
+                signature[parameter.name] = kind_of((index,), value, parameter.annotation_type or None)
         return signature, constants, attributes
 
 
 class _Recording(NamedTuple):
     machine: Machine
     launches: list[Launch]
+    counts: tuple[int, ...] | None
 
 
 _recording: _Recording | None = None
 
 
 @contextmanager
-def recording(machine: Machine) -> Iterator[list[Launch]]:
-    """Within, launches become data instead of running, chosen for that machine; tensors may be on "meta"."""
+def recording(machine: Machine, counts: tuple[int, ...] | None = None) -> Iterator[list[Launch]]:
+    """Within, launches become data instead of running, chosen for that machine; tensors may be on "meta".
+
+    ``counts`` are what `read_back` is to find, which fails without.
+    """
     global _recording
-    before, _recording = _recording, _Recording(machine, [])
+    before, _recording = _recording, _Recording(machine, [], counts)
     try:
         yield _recording.launches
     finally:
@@ -96,6 +110,13 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, **argum
         _recording.launches.append(Launch(kernel, grid, arguments, warps, stages))
     else:
         kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+
+
+def read_back(counts: Tensor) -> tuple[int, ...]:
+    """What kernels counted: waits for the device."""
+    if _recording is not None and _recording.counts is not None:
+        return _recording.counts
+    return tuple(counts.tolist())
 
 
 def machine(device: torch.device) -> Machine:

@@ -1,22 +1,35 @@
-"""Sizes, tiles and grids of a call, and the arguments that most kernels share."""
+"""Sizes, tiles and ranges of a call, and the arguments that most kernels share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton.launch import machine
+from fastassoc.backends.triton.launch import launch, machine
 from fastassoc.backends.triton.precision import choose_precision
-from fastassoc.kernels.triton.configs import Config, Tile, choose_config
+from fastassoc.kernels.triton.buffers import Embeddings, Steps
+from fastassoc.kernels.triton.configs import MOST_COLUMNS, Config, Tile, choose_config
+from fastassoc.kernels.triton.split_rows import split_rows
 
-MAX_SPLITS = 128
-"""Shares of one round trip; more would take longer to add than to compute."""
-_PROGRAMS_PER_PROCESSOR = 4
-"""Work is split until every multiprocessor has this many programs, where there is so much."""
+WORKSPACE_BYTES = 24 * 2**20
+"""Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
+WAVES = 4
+"""Work whose shares cost no memory to speak of is shared out for so many times the programs that run at one time."""
 _LEAST_DEPTH = 16
 """Columns of an embedding that a product needs."""
+
+
+class Range(NamedTuple):
+    """Columns that are taken at one time."""
+
+    steps: Steps
+    ds: Steps
+    """Where gradients of the scores go: the place of the steps, or one of their own."""
+    columns: int
+    """Those that have steps: the columns of the range, rounded up to `MOST_COLUMNS`."""
 
 
 class Plan:
@@ -31,55 +44,109 @@ class Plan:
             self.precision = self.precision._replace(scores="differences")
         self.config: Config = choose_config(device.architecture, self.precision.tiles(inputs.a.dtype), self.d)
         self.class_rows = self.config.class_rows
-        self.programs = _PROGRAMS_PER_PROCESSOR * device.processors
-        # Fewer than half of the slots are empty (`fastassoc.kernels.triton.rows`).
+        self.processors = device.processors
+        # More than half of the slots have a row (`fastassoc.kernels.triton.layout`).
         self.max_tiles = ceil_div(2 * self.n, self.class_rows)
         # As many as if all rows were one class, and one for each tile.
         whole_tiles = ceil_div(self.n, self.class_rows)
         self.max_pairs = self.max_tiles + (whole_tiles**2 if whole_tiles > 1 else 0)
+        self.step_dtype = self.precision.step_dtype(inputs.dtype)
         self.tiny = torch.finfo(inputs.dtype).tiny
-
-    def items(self, pairs: int, column_tiles: int) -> int:
-        """Programs that up to ``pairs`` pairs need as `fastassoc.kernels.triton.round_trips` splits them."""
-        return min(pairs + self.programs, pairs * min(column_tiles, MAX_SPLITS))
 
     def device_guard(self) -> Any:
         """The device of the tensors, which Triton launches on."""
         return torch.cuda.device_of(self.inputs.a)
 
-    def embeddings(self, tile: Tile, products: bool = False, hold: bool = True) -> dict[str, Any]:
-        """Embeddings, biases, sizes, strides, and the constants of a tile.
+    def programs(self, tile: Tile) -> int:
+        """Programs of a pass that run at one time."""
+        return tile.resident * self.processors
 
-        ``hold`` keeps tiles of the embeddings for later. Where a class may have other tiles, registers are short.
-        """
-        x = self.inputs
-        depth = min(tile.depth, max(_LEAST_DEPTH, _power_of_two(self.d)))
-        shared = {
-            "a_ptr": x.a,
-            "b_ptr": x.b,
-            "bias_a_ptr": x.bias_a,
-            "bias_b_ptr": x.bias_b,
-            "N": self.n,
-            "M": self.m,
+    def shares(self, tile: Tile, owners: int, columns: int, waves: int = 1) -> int:
+        """Shares of ``columns`` for each of so many owners: as many as run at one time, or ``waves`` times that."""
+        return max(1, min(waves * self.programs(tile) // max(1, owners), columns // tile.columns))
+
+    def items(self, pairs: int, column_tiles: int, exact: bool) -> int:
+        """Programs that ``pairs`` pairs, or up to so many, need as `fastassoc.kernels.triton.round_trips` has it."""
+        programs = self.programs(self.config.round_trips)
+        if exact:
+            return pairs * min(max(1, programs // pairs), column_tiles)
+        return min(max(pairs, programs), pairs * column_tiles)
+
+    def embeddings_a(self) -> Embeddings:
+        """``a`` as the products of scores take it, split once."""
+        a, bias = self.inputs.a, self.inputs.bias_a
+        if not self.precision.split_rows:
+            return Embeddings(a, bias, 0, *a.stride())
+        parts = a.new_empty(self.precision.parts, self.n, self.d, dtype=torch.bfloat16)
+        launch(
+            split_rows,
+            (ceil_div(self.n, 32), ceil_div(self.d, 128)),
+            x_ptr=a,
+            parts_ptr=parts,
+            N=self.n,
+            D=self.d,
+            stride_n=a.stride(0),
+            stride_d=a.stride(1),
+            BLOCK_N=32,
+            BLOCK_D=128,
+            PRECISION=self.precision.scores,
+        )
+        return Embeddings(parts, bias, *parts.stride())
+
+    def embeddings_b(self) -> Embeddings:
+        """``b`` as the caller gave it."""
+        b = self.inputs.b
+        return Embeddings(b, self.inputs.bias_b, 0, *b.stride())
+
+    def depth(self, tile: Tile) -> int:
+        """Columns of the embeddings in a tile of a pass."""
+        return min(tile.depth, max(_LEAST_DEPTH, 1 << (self.d - 1).bit_length()))
+
+    def whole_rows(self, tile: Tile) -> bool:
+        """Whether products of scores take whole rows of the embeddings."""
+        return self.depth(tile) >= self.d and not self.inputs.differences
+
+    def scores(self, tile: Tile, a: Embeddings, b: Embeddings, stored: bool = False) -> dict[str, Any]:
+        """What every pass over scores takes, or one that could compute them but has what it needs ``stored``."""
+        if stored:
+            # What it does not read is to make no difference to how it is compiled.
+            a, b = a._replace(bias_ptr=None), b._replace(bias_ptr=None)
+        return {
+            "a": a,
+            "b": b,
             "D": self.d,
-            "scale": x.scale,
-            "stride_an": x.a.stride(0),
-            "stride_ad": x.a.stride(1),
-            "stride_bm": x.b.stride(0),
-            "stride_bd": x.b.stride(1),
+            "scale": self.inputs.scale,
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
-            "BLOCK_D": depth,
-            "ONE_D": hold and depth >= self.d and not x.differences,
-            "PRECISION": self.precision.scores,
+            "BLOCK_D": self.depth(tile),
+            "PRECISION": self.precision.others if stored else self.precision.scores,
         }
-        return shared | {"PRODUCT": self.precision.others} if products else shared
+
+    def step_bytes(self, slots: int) -> int:
+        """Bytes of the steps of a column on one side."""
+        return self.precision.parts * slots * self.step_dtype.itemsize
+
+    @property
+    def whole_chunk(self) -> int:
+        """A range that has all columns."""
+        return ceil_div(self.m, MOST_COLUMNS) * MOST_COLUMNS
+
+    def chunk(self, column_bytes: int) -> int:
+        """Columns of a range that take that many bytes each."""
+        most = max(1, WORKSPACE_BYTES // (column_bytes * MOST_COLUMNS)) * MOST_COLUMNS
+        return min(most, self.whole_chunk)
+
+    def ranges(self, slots: int, chunk: int, matrices: int, ds: int = 0) -> Iterator[Range]:
+        """All ranges of columns, one after the other in a workspace of ``matrices``; gradients go to number ``ds``."""
+        workspace = gradients = None
+        if matrices:
+            workspace = self.inputs.a.new_empty(matrices, self.precision.parts, chunk, slots, dtype=self.step_dtype)
+            gradients = workspace[ds]
+        for start in range(0, self.m, chunk):
+            columns = min(chunk, ceil_div(self.m - start, MOST_COLUMNS) * MOST_COLUMNS)
+            yield Range(Steps(workspace, slots, chunk, start), Steps(gradients, slots, chunk, start), columns)
 
 
 def ceil_div(x: int, y: int) -> int:
     """``x / y``, rounded up."""
     return -(-x // y)
-
-
-def _power_of_two(x: int) -> int:
-    return 1 << (x - 1).bit_length()

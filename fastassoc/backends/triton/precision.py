@@ -10,23 +10,33 @@ from fastassoc.backends.triton.launch import Machine
 
 
 class Precision(NamedTuple):
-    """Operands of the products; see `fastassoc.kernels.triton.primitives.product`."""
+    """Operands of the products; see `fastassoc.kernels.triton.primitives`."""
 
     scores: str
     """Also "differences"; see `fastassoc.kernels.triton.primitives.scores`."""
     others: str
-    """Products of probabilities and of gradients."""
+    """Products of steps and of gradients."""
+
+    @property
+    def parts(self) -> int:
+        """Parts in which steps and gradients of scores are kept."""
+        return {"bf16x2": 2, "bf16x3": 3}.get(self.others, 1)
+
+    @property
+    def split_rows(self) -> bool:
+        """Whether the products of scores take several parts of embeddings."""
+        return self.scores in ("bf16x2", "bf16x3")
+
+    def step_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of a part of the steps, for an accumulation in ``dtype``."""
+        return dtype if self.others == "ieee" else torch.bfloat16
 
     def tiles(self, dtype: torch.dtype) -> str:
         """What `fastassoc.kernels.triton.configs.choose_config` calls these products, of embeddings in ``dtype``."""
         if dtype == torch.float64:
             return "fp64"
-        # Float32 fills twice the registers before it is rounded to bf16.
+        # Float32 fills twice the memory before it is rounded to bf16.
         return "fp32-bf16" if dtype == torch.float32 and self.others == "bf16" else self.others
-
-    def g_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of ``g``, as the products round it, for an accumulation in ``dtype``."""
-        return torch.bfloat16 if self.others == "bf16" else dtype
 
 
 def choose_precision(dtype: torch.dtype, machine: Machine, float32_products: str) -> Precision:
@@ -41,15 +51,16 @@ def choose_precision(dtype: torch.dtype, machine: Machine, float32_products: str
     if dtype == torch.bfloat16:
         return Precision("bf16", "bf16")
     if dtype == torch.float16:
-        # Probabilities and gradients underflow in float16; tf32 has its digits and the range of float32.
-        return Precision("fp16", "tf32")
-    return Precision(float32_products, float32_products)
+        # Steps and gradients underflow in float16; two parts have more than its digits, and the range of float32.
+        return Precision("fp16", "bf16x2")
+    products = {"medium": "bf16", "high": "bf16x2", "highest": "bf16x3"}[float32_products]
+    return Precision(products, products)
 
 
 def float32_products() -> str:
-    """What PyTorch's own float32 products on a GPU are set to: "ieee", "tf32" or "bf16"."""
+    """What PyTorch's own float32 products on a GPU are set to: "highest", "high" or "medium"."""
     try:
-        return {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
+        return torch.get_float32_matmul_precision()
     except RuntimeError:
         # Set by PyTorch's newer switch, after which the older one refuses to answer.
-        return "tf32" if getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32" else "ieee"
+        return "high" if getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32" else "highest"

@@ -16,22 +16,37 @@ from fastassoc.backends.triton.precision import float32_products
 
 _PROCESSORS = 132
 """Of the assumed machine; grids depend on it, kernels do not."""
+_SEVERAL_TILES = ((4096, 48, 192, 0), (4096, 48, 192, 1))
+"""What is read back of large classes, in the merged and in the plain form; not without the walker, which needs none."""
+_BATCHES = ((1024, None), (4096, (4096, 48, 48, 0)), *((4096, counts) for counts in _SEVERAL_TILES))
+"""Rows, and what is read back of them, if anything. Whole numbers of 16, as most sizes are: a kernel is compiled anew
+for others."""
+_ONE_TILE = (16, None)
+"""All rows fit a tile, and numbers of tiles are 1, for which a kernel is compiled anew too."""
 
 
 def shipped_launches(architecture: str, dtype: torch.dtype, depth: int) -> list[Launch]:
     """The launches of forward and backward passes over ``depth`` columns, one of each distinct compilation.
 
-    float32 follows ``torch.get_float32_matmul_precision()``. Covers both terms together and alone, and with and without
-    biases, ignored rows, and classes known to fit one tile; for float64 also scores by differences, for both terms.
+    float32 follows ``torch.get_float32_matmul_precision()``. Covers both terms together and alone, both also with
+    biases and ignored rows, what is known of classes and of the form of the steps, for both terms also a batch of one
+    tile, and for float64 scores by differences.
     """
     distinct: dict[str, Launch] = {}
-    terms = ((True, True), (True, False), (False, True))
-    cases = [(biased, False, *both) for biased, both in product((False, True), terms)]
+    # Biases meet what a term alone leaves out nowhere.
+    cases = [
+        (False, False, True, True),
+        (True, False, True, True),
+        (False, False, True, False),
+        (False, False, False, True),
+    ]
     if dtype == torch.float64:
         cases.append((True, True, True, True))
-    # Up to 16 rows surely fit one tile, 1,024 may not; both are whole numbers of 16, as are most batches.
-    for rows, case in product((16, 1024), cases):
-        for launch in _launches(architecture, dtype, rows, depth, *case):
+    for (rows, counts), case in [(_ONE_TILE, cases[0]), *product(_BATCHES, cases)]:
+        walker = case[2]
+        if not walker and counts in _SEVERAL_TILES:
+            continue
+        for launch in _launches(architecture, dtype, rows, counts, depth, *case):
             signature, constants, attributes = launch.specialisation()
             key = f"{launch.kernel.__name__} {signature} {constants} {attributes} {launch.warps} {launch.stages}"
             distinct.setdefault(key, launch)
@@ -42,6 +57,7 @@ def _launches(
     architecture: str,
     dtype: torch.dtype,
     rows: int,
+    counts: tuple[int, ...] | None,
     depth: int,
     biased: bool,
     differences: bool,
@@ -67,7 +83,7 @@ def _launches(
         dtype=accumulated,
         differences=differences,
     )
-    with recording(Machine(architecture, _PROCESSORS)) as launches:
+    with recording(Machine(architecture, _PROCESSORS), counts) as launches:
         losses = triton.losses(inputs, needs_gradient=True, statistics=True)
         upstream = empty() if walker else None, empty() if visit else None
         triton.gradients(inputs, losses.saved, *upstream, needs=(True, True, biased, biased))

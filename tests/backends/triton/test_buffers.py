@@ -8,28 +8,56 @@ import torch
 pytest.importorskip("triton")
 
 from fastassoc.backends import triton
-from fastassoc.backends.triton.buffers import Buffers
+from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.launch import Machine, recording
 from fastassoc.backends.triton.plan import Plan
 from tests.backends.triton.support import meta_inputs
 
 
-# Whole tiles and a ragged last one; a batch that surely fits one tile; G rounded to bfloat16, in float32, in float64.
-@pytest.mark.parametrize("rows", [10, 100, 300])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+# A batch that surely fits one tile, one that may not; what is read back: one tile to a class and several, either form.
+@pytest.mark.parametrize(
+    ("rows", "counts"),
+    [
+        (10, None),
+        (300, None),
+        (4096, (4096, 40, 40, 0)),
+        (4096, (4096, 40, 160, 0)),
+        (4096, (4096, 40, 160, 1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("walker", [True, False])
-def test_what_is_saved_comes_back_from_flat(rows: int, dtype: torch.dtype, walker: bool) -> None:
-    with recording(Machine("sm_90", 132)):
+def test_what_is_saved_comes_back_from_flat(
+    rows: int, counts: tuple[int, ...] | None, dtype: torch.dtype, walker: bool
+) -> None:
+    with recording(Machine("sm_90", 132), counts):
         inputs = meta_inputs(rows, dtype, walker)
         saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
         dtypes = triton.saved_dtypes(inputs.a, inputs.dtype)
         plan = Plan(inputs)
+        buffers, sizes, g = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), plan)
     assert len(dtypes) == len(saved)
     assert all(x is None or x.dtype == y for x, y in zip(saved, dtypes, strict=True))
-    before = Buffers(*saved)  # type: ignore[arg-type]
-    assert (before.g is not None) == walker
-    after = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), plan.class_rows)
-    for x, y in zip(before, after, strict=True):
+    assert (g is not None) == walker
+    for x, y in zip(saved, (*buffers, g), strict=True):
         assert (x is None) == (y is None)
-        assert x is None or (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
-    assert after.one_tile == (rows <= plan.class_rows or not walker)
+        assert x is None or y is None or (x.shape, x.dtype) == (y.shape, y.dtype)
+    if counts is None:
+        tiles, pairs, sides = plan.max_tiles, plan.max_pairs, 2
+    else:
+        _, tiles, pairs, plain = counts
+        sides = 1 + plain
+    assert sizes == Sizes.of(plan, tiles, pairs if walker else tiles, sides)
+    assert sizes.one_tile == (not walker or pairs == tiles)
+
+
+def test_no_row_left_comes_back_from_flat() -> None:
+    # What an operator saves of an empty tensor comes back as None: nothing may be empty.
+    with recording(Machine("sm_90", 132), (0, 0, 0, 1)):
+        inputs = meta_inputs(4096)
+        saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
+        assert all(x is None or x.numel() > 0 for x in saved)
+        buffers, sizes, _ = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), Plan(inputs))
+    assert (sizes.tiles, sizes.pairs, sizes.sides) == (1, 1, 2)
+    assert buffers.slots.shape[1] == buffers.weights.shape[0]

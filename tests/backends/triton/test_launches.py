@@ -10,10 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+from triton.runtime import JITFunction
+
 from fastassoc.backends import triton
+from fastassoc.backends.protocol import Inputs
+from fastassoc.backends.triton import backward, forward, plan
 from fastassoc.backends.triton.buffers import Buffers
-from fastassoc.backends.triton.launch import Machine, recording
+from fastassoc.backends.triton.launch import Launch, Machine, recording
 from fastassoc.backends.triton.shipped import shipped_launches
+from fastassoc.kernels.triton.buffers import Steps
 from tests.backends.triton.support import meta_inputs
 
 
@@ -30,18 +35,46 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("rows", [100, 2048])
-def test_launches_and_nothing_read_back(rows: int) -> None:
+def test_nothing_is_read_back(rows: int) -> None:
     # Tensors on "meta" have no values: reading one is an error, so there is no synchronisation.
-    with recording(Machine("sm_90", 132)) as launches, Operations() as operations:
-        inputs = meta_inputs(rows)
+    with Operations() as operations:
+        step(meta_inputs(rows))
+    # No kernel of torch's beside ours.
+    assert operations.names <= {"empty", "new_empty", "select", "slice", "view"}
+
+
+def step(inputs: Inputs) -> tuple[list[Launch], list[Launch]]:
+    """What the forward and the backward pass launch."""
+    with recording(Machine("sm_90", 132)) as launches:
         losses = triton.losses(inputs, needs_gradient=True, statistics=True)
         forward = len(launches)
         upstream = torch.empty((), device="meta")
         triton.gradients(inputs, losses.saved, upstream, upstream, (True, True, False, False))
-    assert forward <= 8
-    assert len(launches) - forward <= 4
-    # No kernel of torch's beside ours.
-    assert operations.names <= {"empty", "new_empty", "select", "slice", "view"}
+    return launches[:forward], launches[forward:]
+
+
+# Rows of float32 are split into parts, once in either pass.
+@pytest.mark.parametrize(("dtype", "splits"), [(torch.bfloat16, 0), (torch.float16, 0), (torch.float32, 1)], ids=str)
+def test_a_small_batch_is_few_launches(dtype: torch.dtype, splits: int) -> None:
+    forward, backward = step(meta_inputs(100, dtype))
+    assert len(forward) <= 9 + splits
+    assert len(backward) <= 7 + splits
+
+
+def test_ranges_of_columns_compile_nothing_anew() -> None:
+    variants: dict[str, set[str]] = {}
+    starts = set()
+    for launches in step(meta_inputs(2048, columns=5000)):
+        passes: dict[str, set[str]] = {}
+        for launch in launches:
+            passes.setdefault(launch.kernel.__name__, set()).add(repr(launch.specialisation()))
+            starts |= {x.START for x in launch.arguments.values() if isinstance(x, Steps)}
+        # Shares are added up for rows, and for columns.
+        assert {name: len(found) for name, found in passes.items() if len(found) > 1} in ({}, {"add_shares": 2})
+        variants |= passes
+    assert len(starts) > 3
+    assert min(starts) == 0
+    assert "steps" in variants
 
 
 def test_above_2048_rows_sizes_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,25 +82,44 @@ def test_above_2048_rows_sizes_are_read_once(monkeypatch: pytest.MonkeyPatch) ->
 
     def sizes(counts: torch.Tensor) -> list[int]:
         read_after.append([launch.kernel.__name__ for launch in launches])
-        return [2049, 70, 70]
+        return [2049, 33, 70, 0]
 
     # A meta tensor has nothing to read: any other attempt raises.
     monkeypatch.setattr(torch.Tensor, "tolist", sizes)
     with recording(Machine("sm_90", 132)) as launches:
         losses = triton.losses(meta_inputs(2049), needs_gradient=True, statistics=False)
-    assert read_after == [["class_sizes", "normalisers", "rows", "visits"]]
-    assert [launch.kernel.__name__ for launch in launches[4:]] == ["round_trips", "walker", "losses"]
-    assert Buffers(*losses.saved).tiles.shape == (3, 70)
+    (before,) = read_after
+    assert before[-1] == "forms"
+    assert "steps" not in before
+    *saved, g = losses.saved
+    assert Buffers(*saved).tiles.shape == (3, 33)  # type: ignore[arg-type]
+    assert g is not None
+    assert g.shape[1] == 70
+    # One side of the steps, as the form is the merged one.
+    after = launches[len(before) :]
+    assert {x.arguments["SIDES"] for x in after if "SIDES" in x.arguments} == {1}
 
 
 def test_shipped_launches_are_all_kernels() -> None:
-    launches = shipped_launches("sm_90", torch.bfloat16, 128)
-    assert {launch.kernel.__name__ for launch in launches} == {
-        *("class_sizes", "normalisers", "rows", "visits", "round_trips", "walker", "losses"),
-        *("kappa", "column_gradients", "row_gradients", "add_shares"),
-    }
+    kernels = {x for module in (backward, forward, plan) for x in vars(module).values() if isinstance(x, JITFunction)}
+    launches = [x for dtype in (torch.bfloat16, torch.float32) for x in shipped_launches("sm_90", dtype, 128)]
+    assert {launch.kernel for launch in launches} == kernels
     for launch in launches:
         signature, constants, _ = launch.specialisation()
         assert list(signature) == launch.kernel.arg_names
-        constant_names = {launch.kernel.arg_names[index] for (index,) in constants}
-        assert constant_names == {name for name, kind in signature.items() if kind == "constexpr"}
+        assert constant_paths(signature) == set(constants)
+    # Known to be merged, and perhaps plain.
+    for kernel in kernels:
+        if "SIDES" in kernel.arg_names:
+            assert {x.arguments["SIDES"] for x in launches if x.kernel is kernel} == {1, 2}
+
+
+def constant_paths(signature: dict[str, Any]) -> set[tuple[int, ...]]:
+    """Where a signature, in which a tuple is a tuple of kinds, has constants."""
+    found: set[tuple[int, ...]] = set()
+    for index, kind in enumerate(signature.values()):
+        if isinstance(kind, tuple):
+            found |= {(index, field) for field, x in enumerate(kind) if x == "constexpr"}
+        elif kind == "constexpr":
+            found.add((index,))
+    return found

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from fastassoc.backends import triton
 from fastassoc.backends.triton.launch import Machine, recording
-from fastassoc.backends.triton.precision import float32_products
+from fastassoc.backends.triton.precision import choose_precision, float32_products
 from tests.backends.triton.support import meta_inputs
 
 
@@ -26,11 +26,36 @@ def test_backward_products_are_those_of_the_forward_pass(monkeypatch: pytest.Mon
         upstream = torch.empty((), device="meta")
         needs = (True, True, False, False)
         triton.gradients(inputs, losses.saved, upstream, upstream, needs)
-        assert {x.arguments["PRECISION"] for x in launches if "PRECISION" in x.arguments} == {"tf32"}
+        for name in ("PRECISION", "PRODUCT"):
+            assert {x.arguments[name] for x in launches if name in x.arguments} == {"bf16x2"}
         # A compiled backward pass prepares its labels anew.
         other = inputs._replace(labels=triton.prepare_labels(inputs.labels.values, None, inputs.b, torch.float32))
         with pytest.raises(RuntimeError, match="changed between the forward and the backward pass"):
             triton.gradients(other, losses.saved, upstream, upstream, needs)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "setting", "scores", "others"),
+    [
+        ("sm_90", torch.bfloat16, "highest", "bf16", "bf16"),
+        ("sm_90", torch.float16, "highest", "fp16", "bf16x2"),
+        ("sm_80", torch.float32, "medium", "bf16", "bf16"),
+        ("sm_80", torch.float32, "high", "bf16x2", "bf16x2"),
+        ("gfx942", torch.float32, "highest", "bf16x3", "bf16x3"),
+        ("sm_90", torch.float64, "medium", "ieee", "ieee"),
+        # Tensor cores for float16 alone.
+        ("sm_75", torch.float16, "highest", "fp16", "ieee"),
+        ("sm_75", torch.bfloat16, "highest", "ieee", "ieee"),
+        ("sm_70", torch.float32, "medium", "ieee", "ieee"),
+        ("interpreter", torch.bfloat16, "medium", "ieee", "ieee"),
+    ],
+)
+def test_products(architecture: str, dtype: torch.dtype, setting: str, scores: str, others: str) -> None:
+    precision = choose_precision(dtype, Machine(architecture, 132), setting)
+    assert precision == (scores, others)
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    assert precision.step_dtype(accumulated) == (accumulated if others == "ieee" else torch.bfloat16)
+    assert precision.parts == {"bf16x2": 2, "bf16x3": 3}.get(others, 1)
 
 
 def test_the_newer_switch_for_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +63,6 @@ def test_the_newer_switch_for_float32_products(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("mix of the legacy and new APIs")
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
-    for setting, products in (("tf32", "tf32"), ("ieee", "ieee")):
+    for setting, products in (("tf32", "high"), ("ieee", "highest")):
         monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=setting))
         assert float32_products() == products

@@ -45,14 +45,23 @@ def _products_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["small tiles", "one tile"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Tiles of 32 rows and columns and 64 of the embedding, so that all is looped over; and tiles that hold more."""
+    size, depth = (32, 64) if request.param == "small tiles" else (64, 256)
+    _use_tiles(monkeypatch, size, depth)
+    return str(request.param)
+
+
+@pytest.fixture
+def tiles_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 64 columns of the embedding."""
+    _use_tiles(monkeypatch, 32, 64)
+
+
+def _use_tiles(monkeypatch: pytest.MonkeyPatch, size: int, depth: int) -> None:
     from fastassoc.backends.triton import plan
     from fastassoc.kernels.triton.configs import Config, Tile
 
-    size, depth = (32, 64) if request.param == "small tiles" else (64, 256)
-    tile = Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)
-    config = Config(*[tile] * 6)
+    config = Config(*[Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)] * 8)
     monkeypatch.setattr(plan, "choose_config", lambda *_: config)
-    return str(request.param)
 
 
 @pytest.fixture

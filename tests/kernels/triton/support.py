@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fastassoc
+from fastassoc.kernels.triton.buffers import Tables
 from tests.cases import Case, Result, evaluate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,10 +72,10 @@ def sized_classes(sizes: list[int], seed: int = 0) -> Tensor:
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
 
 
-def blocks_to_dense(flat: Tensor, arguments: dict[str, Any], rows: int) -> Tensor:
+def blocks_to_dense(flat: Tensor, tables: Tables, rows: int) -> Tensor:
     """[pairs, size, size] of pairs of class tiles, as the kernels lay them out, to [N, N] with inf elsewhere."""
     size = flat.shape[1]
-    slots, tiles = arguments["slots_ptr"][0], arguments["tiles_ptr"]
+    slots, tiles = tables.slots_ptr[0], tables.tiles_ptr
     out = flat.new_full((rows, rows), float("inf"))
     for tile, (pair, first, count) in enumerate(tiles.T.tolist()):
         i = slots[tile * size : (tile + 1) * size]

@@ -30,27 +30,40 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
     def close(x: torch.Tensor, y: torch.Tensor) -> None:
         assert relative_error(x.cpu(), y) <= FLOAT64
 
-    # Normalisers: maximum in units of log 2, and inverse sum.
-    rows, columns = trace.arguments("walker")["rows_ptr"].cpu(), trace.arguments("visits")["columns_ptr"].cpu()
-    maximum, inverse_sum, rho_walker, rho_visit = rows
+    # Normalisers of rows: maximum in units of log 2, and inverse sum.
+    maximum, inverse_sum = trace.arguments("forms")["rows_ptr"].cpu()
     close(maximum * math.log(2) - inverse_sum.log(), exact.s.logsumexp(1))
     assert (inverse_sum <= 1).all()
-    maximum, inverse_sum, h = columns
-    close(maximum * math.log(2) - inverse_sum.log(), exact.s.logsumexp(0))
+    # Weights of rows and columns, by what they make of the steps.
+    arguments = trace.arguments("walker")
+    tables = arguments["tables"]
+    source = tables.slots_ptr[0].cpu()
+    taken = source >= 0
+    # [N], in the order of the rows.
+    shift, there, back, rho_walker, rho_visit = tables.weights_ptr[taken].T.cpu()[:, source[taken].argsort()]
+    column_shift, factor, alpha, h = tables.columns_ptr.cpu()
+    assert tables.counts_ptr.tolist()[3] == 0
+    left = (exact.s / math.log(2) - shift[:, None] - column_shift).exp2() * factor
+    close(left * alpha * there[:, None], exact.p_ab)
+    close(left / alpha * back[:, None], exact.q)
+    # The workspace of the forward pass.
+    steps = next(x["out"].ptr[0, 0].cpu() for name, x in trace if name == "steps")
+    close(steps[: size[1], taken][:, source[taken].argsort()].T, left)
     # Visits.
-    close(trace.arguments("visits")["visit_ptr"], exact.visit)
     close(h, exact.h)
     # Round trips, by what the walker makes of them; nothing off-class.
-    arguments = trace.arguments("walker")
-    g = blocks_to_dense(arguments["g_ptr"], arguments, n).cpu()
-    close(g[exact.same], exact.g[exact.same])
+    g = blocks_to_dense(arguments["g_ptr"][0], tables, n).cpu()
+    both = exact.g * there[:, None] * back + (exact.g * there[:, None] * back).T
+    close(g[exact.same], both[exact.same])
     off_class = g[~exact.same]
     # Pairs of tiles without a class in both are not computed, and not read.
     assert (off_class[~off_class.isinf()] == 0).all()
     close(rho_walker, (exact.g * exact.p_aba).where(exact.same, 0).sum(1))
     close(rho_visit, exact.p_ab @ exact.h)
-    # Backward: kappa, and the gradients from ds.
-    close(trace.arguments("kappa")["kappa_ptr"], exact.kappa)
+    # Backward: kappa with its weight, and the gradients from ds.
+    of_there, of_back = trace.arguments("column_terms")["terms_ptr"].cpu()[:, : size[1]]
+    close(of_there, alpha * exact.h)
+    close(of_back, exact.kappa / alpha)
     u, w = exact.g @ exact.q, exact.g.T @ exact.p_ab
     rho = (exact.g * exact.p_aba).sum(1, keepdim=True) + (exact.p_ab @ exact.h)[:, None]
     ds = exact.p_ab * (u + exact.h - rho) + exact.q * (w - exact.kappa)
@@ -59,20 +72,24 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
 
 
 @pytest.mark.usefixtures("tiles")
-def test_shares_of_one_range_of_columns(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A machine so small that nothing is split: one program walks all columns, one range writes da itself.
+def test_one_share(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine so small that nothing is shared out: one program walks all columns.
     from fastassoc.backends.triton import plan
     from fastassoc.backends.triton.launch import Machine
 
-    case = case_of(70, 90, 20)
+    def shares() -> list[int]:
+        rows = trace.arguments("row_normalisers")["row_parts_ptr"].shape[1]
+        found = [rows, *(x["SHARES"] for name, x in trace if name == "add_shares")]
+        trace.clear()
+        return found
+
+    case = case_of(70, 290, 20)
+    monkeypatch.setattr(plan, "machine", lambda _: Machine("interpreter", 16))
     split = run(case, ignore_index=-3)
-    names, trace[:] = trace.names, []
-    assert "add_shares" in names
-    monkeypatch.setattr(plan, "_PROGRAMS_PER_PROCESSOR", 1)
+    assert min(shares()) > 1
     monkeypatch.setattr(plan, "machine", lambda _: Machine("interpreter", 1))
     whole = run(case, ignore_index=-3)
-    assert "add_shares" not in trace.names
-    assert trace.arguments("normalisers")["row_parts_ptr"].shape[1] == 1
+    assert max(shares()[1:]) == 1
     for x, y in zip(split, whole, strict=True):
         assert relative_error(x, y) <= FLOAT64
     assert (whole.da[case.labels == -3] == 0).all()
@@ -82,4 +99,4 @@ def test_only_same_class_pairs_are_multiplied(trace: Trace) -> None:
     # 8 classes of 64 rows: 8 pairs of tiles, where all rows against all would be 64.
     case = make_case(512, 5, 3, 1)._replace(labels=sized_classes([64] * 8))
     run(case)
-    assert trace.arguments("round_trips")["counts_ptr"].tolist() == [512, 8, 8]
+    assert trace.arguments("round_trips")["tables"].counts_ptr.tolist()[:3] == [512, 8, 8]

@@ -46,9 +46,13 @@ def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch
     monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", 129)
     case = make_case(130, 9, 2, 7)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
-    # All classes are known to fit a tile, and buffers hold what exists.
-    assert trace.arguments("kappa")["ONE_TILE"]
-    assert len(trace.arguments("walker")["g_ptr"]) == trace.arguments("walker")["counts_ptr"][2]
+    # Buffers hold what exists, and the form is known.
+    arguments = trace.arguments("walker")
+    tiles, pairs = arguments["tables"].counts_ptr.tolist()[1:3]
+    assert tiles == pairs
+    assert arguments["g_ptr"].shape[:2] == (1, pairs)
+    assert trace.arguments("kappa")["SIDES"] == 1
+    assert "steps" not in trace.names
 
 
 @pytest.mark.parametrize(
@@ -219,12 +223,16 @@ def test_same_to_the_bit() -> None:
 @pytest.mark.parametrize(
     ("needs_a", "needs_b", "options", "absent"),
     [
-        (False, True, {}, {"row_gradients", "add_shares"}),
+        (False, True, {}, {"row_gradients"}),
         (True, False, {}, {"column_gradients"}),
         (True, True, {"walker_weight": 0.0}, {"kappa"}),
-        (True, True, {"visit_weight": 0.0}, {"visits"}),
-        (False, False, {}, {"kappa", "column_gradients", "row_gradients", "add_shares"}),
-        (False, False, {"walker_weight": 0.0}, {"round_trips", "walker", "kappa", "column_gradients"}),
+        (
+            False,
+            False,
+            {},
+            {"kappa", "column_terms", "score_gradients", "column_gradients", "row_gradients", "add_shares"},
+        ),
+        (False, False, {"walker_weight": 0.0}, {"steps", "round_trips", "walker", "kappa", "column_gradients"}),
     ],
 )
 def test_what_is_not_needed_is_not_done(
@@ -244,6 +252,7 @@ def test_what_is_not_needed_is_not_done(
         assert (arguments["g_ptr"] is None) == ("walker_weight" in options or not (needs_a or needs_b))
         assert (arguments["rho_ptr"] is None) == ("visit_weight" in options or not (needs_a or needs_b))
         assert (arguments["trips_ptr"] is None) == ("walker_weight" in options)
+    assert trace.arguments("column_normalisers")["VISIT"] == ("visit_weight" not in options)
 
 
 def test_launches(trace: Trace) -> None:
@@ -251,8 +260,8 @@ def test_launches(trace: Trace) -> None:
     loss = fastassoc.walker_visit_loss(a.requires_grad_(), b.requires_grad_(), labels, backend="triton")
     forward = len(trace)
     loss.backward()
-    assert forward <= 8
-    assert len(trace) - forward <= 4
+    assert forward <= 9
+    assert len(trace) - forward <= 7
 
 
 def test_no_row_left_on_a_device_gives_nan() -> None:

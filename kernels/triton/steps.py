@@ -1,0 +1,149 @@
+"""Steps: computed where they are used, or from the workspace that a pass fills with those of a range of columns.
+
+A pass computes steps and gradients of scores (``STORED`` is false) where they are known to be in the merged form, every
+class to have one tile, and embeddings fit a tile: then what it needs of them is there in one product. Else a tile would
+need those of the others of its class, and compute them over and over.
+"""
+
+import triton
+import triton.language as tl
+
+from fastassoc.kernels.triton.buffers import COLUMN_SHIFT, FACTOR, PLAIN, SHIFT, TILE_COUNT
+from fastassoc.kernels.triton.forms import column_weight, row_weight
+from fastassoc.kernels.triton.primitives import (
+    joined,
+    load_parts,
+    load_rows,
+    part_count,
+    scores,
+    slot_rows,
+    split,
+    store_parts,
+)
+
+
+@triton.jit
+def tile_offsets(steps, tile, first, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Where columns ``first ..`` of the range and the slots of a class tile lie in a part of ``steps``."""
+    column = first + tl.arange(0, BLOCK_M)
+    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    return column.to(tl.int64)[:, None] * steps.SLOTS + slot[None, :]
+
+
+@triton.jit
+def load_steps(steps, side, tile, first, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr):
+    """An operand [BLOCK_M, BLOCK_N]: columns ``first ..`` of the range and the slots of a class tile."""
+    PARTS: tl.constexpr = part_count(PRODUCT)
+    size = tl.cast(steps.CHUNK, tl.int64) * steps.SLOTS
+    offsets = tile_offsets(steps, tile, first, BLOCK_M, BLOCK_N)
+    return load_parts(steps.ptr + side * PARTS * size, size, offsets, None, PARTS)
+
+
+@triton.jit
+def load_values(
+    steps, tile, first, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr
+):
+    """Numbers [BLOCK_M, BLOCK_N], not an operand, from the first side.
+
+    Not for an innermost loop, which is pipelined, that multiplies the same tile: on sm_90, Triton 3.7.1 gives what is
+    read for both one buffer, and copies the next tile into it while tensor cores still read this one.
+    """
+    return joined(load_steps(steps, 0, tile, first, BLOCK_M, BLOCK_N, PRODUCT), ACC)
+
+
+@triton.jit
+def store_steps(steps, side, tile, first, x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr):
+    """The reverse of `load_steps`."""
+    size = tl.cast(steps.CHUNK, tl.int64) * steps.SLOTS
+    offsets = tile_offsets(steps, tile, first, BLOCK_M, BLOCK_N)
+    store_parts(steps.ptr + side * part_count(PRODUCT) * size, size, offsets, split(x, PRODUCT), None)
+
+
+@triton.jit
+def along(x, FIRST: tl.constexpr):
+    """A vector along the first or the second axis of a tile."""
+    return x[:, None] if FIRST else x[None, :]
+
+
+@triton.jit
+def left_factor(s, tables, slot, column, valid, ROWS_FIRST: tl.constexpr):
+    """``left_ij = exp2(s2_ij - shift_i - shift_j) factor_j`` of the merged form; 0 for no column, no row."""
+    shift_i = along(row_weight(tables.weights_ptr, slot, SHIFT), ROWS_FIRST)
+    shift_j = along(column_weight(tables, column, valid, COLUMN_SHIFT, float("inf")), not ROWS_FIRST)
+    factor_j = along(column_weight(tables, column, valid, FACTOR, 0.0), not ROWS_FIRST)
+    return tl.exp2(s - shift_i - shift_j) * factor_j
+
+
+@triton.jit
+def merged_steps(
+    a, b, tables, tile, column, a_tile, b_tile, D, scale, ROWS_FIRST: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``left_ij`` of the merged form, computed from whole rows of both embeddings.
+
+    [BLOCK_N, BLOCK_M] with ``ROWS_FIRST``, else [BLOCK_M, BLOCK_N]: a product takes its first operand from registers
+    where it lies as the product that it comes from left it.
+    """
+    ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
+    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+    valid = column < tables.M
+    if ROWS_FIRST:
+        s = scores(
+            a_tile, b_tile, a, b, row, row_ok, column, valid, D, scale,
+            ACC, BLOCK_N, BLOCK_M, BLOCK_D, True, PRECISION,
+        )  # fmt: skip
+    else:
+        s = scores(
+            b_tile, a_tile, b, a, column, valid, row, row_ok, D, scale,
+            ACC, BLOCK_M, BLOCK_N, BLOCK_D, True, PRECISION,
+        )  # fmt: skip
+    return left_factor(s, tables, tile * BLOCK_N + tl.arange(0, BLOCK_N), column, valid, ROWS_FIRST)
+
+
+@triton.jit
+def slot_tile(a, tables, tile, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+    """The rows of ``a`` of a class tile as an operand, [BLOCK_N, BLOCK_D]."""
+    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+    return load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION)
+
+
+@triton.jit
+def steps(
+    a, b, out, tables, D, scale: tl.float64,
+    WALKER: tl.constexpr, SIDES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    ONE_D: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """``left_ij`` and, in the plain form, ``right_ij`` (`fastassoc.kernels.triton.forms`).
+
+    A program owns a class tile and a tile of columns. Fills ``out``, a workspace for ``steps``.
+    """
+    ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
+    tile = tl.program_id(1)
+    if tile >= tl.load(tables.counts_ptr + TILE_COUNT):
+        return
+    first = tl.program_id(0) * BLOCK_M
+    column = (out.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
+    valid = column < tables.M
+    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+    b_tile = load_rows(b, column, valid, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_M, BLOCK_D]
+    a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_N, BLOCK_D]
+    s = scores(
+        b_tile, a_tile, b, a, column, valid, row, row_ok, D, scale,
+        ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,
+    )  # [BLOCK_M, BLOCK_N]  # fmt: skip
+    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    plain = 0
+    if SIDES == 2:
+        plain = tl.load(tables.counts_ptr + PLAIN)
+    if plain == 0:
+        left = left_factor(s, tables, slot, column, valid, False)
+        store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, PRODUCT)
+    elif SIDES == 2:
+        shift = row_weight(tables.weights_ptr, slot, SHIFT)
+        left = tl.where(valid[:, None], tl.exp2(s - shift[None, :]), 0.0)
+        store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, PRODUCT)
+        if WALKER:
+            shift_j = column_weight(tables, column, valid, COLUMN_SHIFT, float("inf"))
+            factor_j = column_weight(tables, column, valid, FACTOR, 0.0)
+            right = tl.where(row_ok[None, :], tl.exp2(s - shift_j[:, None]) * factor_j[:, None], 0.0)
+            store_steps(out, 1, tile, first, right, BLOCK_M, BLOCK_N, PRODUCT)
