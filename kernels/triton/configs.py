@@ -1,9 +1,10 @@
 """Tile sizes: data by architecture (grouped by shared memory), precision of the products, and embedding size.
 
-For sm_90 and sm_80 a row was taken where a model of the machine code (issue slots, tensor cores, exponentials, shared
-memory, the second-level cache) says that it takes least time at 4096 x 65536 and D = 128, with 100 classes and with 10;
-for others, where the compiler reports few spilled registers. Shared memory is within the limit for every kernel that
-ships: the figures at D = 64, 128 and 256 are in `benchmarks/results/compile_report.md`. None has been timed yet.
+Most rows for sm_90 and sm_80 are those of a few tiles tried for which a model of the machine code (issue slots,
+tensor cores, exponentials, shared memory, the second-level cache) says least time at 4096 x 65536 and D = 128, with 100
+classes or, for passes over stored steps, 10. "fp32-bf16" follows "bf16" with smaller tiles; for other architectures
+tiles were taken of which the compiler reports few spilled registers. Shared memory is within the limit for every kernel
+that ships: the figures at D = 64, 128 and 256 are in `benchmarks/results/compile_report.md`. None has been timed yet.
 """
 
 from __future__ import annotations
