@@ -93,7 +93,13 @@ def column_normalisers(
         m_j, l_j = add_exponentials(m_j, l_j, s + tl.where(row_ok, 0.0, -float("inf"))[None, :])
         if VISIT:
             # The maximum of a row that takes no part is infinity.
-            total += tl.sum(tl.exp2(s - m_i[None, :]) * inverse_i[None, :], 1)
+            p_ab = tl.exp2(s - m_i[None, :])
+            if PRECISION == "differences":
+                # Where a lane holds one row: its exact product plus a rounded one of another lane differs by lane.
+                p_ab = tl.fma(p_ab, inverse_i[None, :], 0.0)
+            else:
+                p_ab *= inverse_i[None, :]
+            total += tl.sum(p_ab, 1)
     m_j = finite_shift(m_j)
     inverse_j = 1.0 / l_j
     tl.store(columns_ptr + MAXIMUM * M + column, m_j, mask=ok)
