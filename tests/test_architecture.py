@@ -53,7 +53,7 @@ RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             "benchmarks.compilation", "benchmarks.compile_report", "benchmarks.tune", "benchmarks.gpu.launches",
-            "benchmarks.gpu.plan", "benchmarks.fuzz.ways",
+            "benchmarks.gpu.plan", "benchmarks.fuzz.ways", "benchmarks.host",
         ),
         ("fastassoc", "fastassoc.*", "benchmarks.*"),
     ),

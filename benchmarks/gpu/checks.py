@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,6 @@ from benchmarks.gpu.plan import ERROR_MODES, LOGITS, SPEED_MODES, Context, Size
 from benchmarks.modes import MODES, float32_products
 
 NEEDS_GPU = "needs a GPU"
-MAX_FORWARD, MAX_BACKWARD = 9, 7
-"""Kernels of a small batch, whose columns are one range."""
 
 
 def allowed_error(mode: str, theirs: float, gradient: bool) -> float:
@@ -72,18 +71,22 @@ def determinism(context: Context) -> Iterator[dict[str, Any]]:
 def launches(context: Context) -> Iterator[dict[str, Any]]:
     """Kernels of a pass, synchronisations with the host, and whether a step can be captured in a CUDA graph."""
     plan = context.plan
-    batch = make_batch(context, plan.launches, "bf16")
-    batch.step(fused)
-    where = f"{plan.launches.n} x {plan.launches.m}"
-    forward, backward = own_kernels(batch)
-    yield _counted(f"own kernels forward, {where}", forward, MAX_FORWARD)
-    yield _counted(f"own kernels backward, {where}", backward, MAX_BACKWARD)
     checks: dict[str, Callable[[], dict[str, Any]]] = {
-        f"all kernels on the device, {where}": lambda: {"value": device_kernels(batch), "verdict": "no limit"},
         _sync_name(plan.without_sync): lambda: _synchronised(context, plan.without_sync, 0),
         _sync_name(plan.with_sync): lambda: _synchronised(context, plan.with_sync, 1),
-        f"CUDA graph, {where}": lambda: {"verdict": "ok" if graph_replays(context, plan.launches) else "wrong"},
     }
+    for size, most_forward, most_backward in plan.launches:
+        batch = make_batch(context, size, "bf16")
+        batch.step(fused)
+        where = f"{size.n} x {size.m}"
+        forward, backward = own_kernels(batch)
+        yield _counted(f"own kernels forward, {where}", forward, most_forward)
+        yield _counted(f"own kernels backward, {where}", backward, most_backward)
+        checks |= {
+            f"all kernels on the device, {where}": partial(_device_kernels, batch),
+            f"CUDA graph, {where}": partial(_verdict, graph_replays, context, size),
+            f"torch.compile, reduce-overhead, {where}": partial(_verdict, reduces_overhead, context, size),
+        }
     for name, check in checks.items():
         if not context.cuda:
             yield {"check": name, "verdict": NEEDS_GPU}
@@ -92,6 +95,14 @@ def launches(context: Context) -> Iterator[dict[str, Any]]:
             yield {"check": name} | check()
         except Exception as error:  # One check must not take the others with it.
             yield {"check": name, "verdict": "wrong", "failure": explain(error)}
+
+
+def _device_kernels(batch: Batch) -> dict[str, Any]:
+    return {"value": device_kernels(batch), "verdict": "no limit"}
+
+
+def _verdict(check: Callable[[Context, Size], bool], context: Context, size: Size) -> dict[str, Any]:
+    return {"verdict": "ok" if check(context, size) else "wrong"}
 
 
 def _counted(name: str, value: int, limit: int) -> dict[str, Any]:
@@ -164,3 +175,15 @@ def graph_replays(context: Context, size: Size) -> bool:
     torch.cuda.synchronize()
     captured: list[Tensor] = [x.clone() for x in results]
     return all(torch.equal(x, y) for x, y in zip(captured, other.step(fused), strict=True))
+
+
+def reduces_overhead(context: Context, size: Size) -> bool:
+    """Whether steps that torch.compile records in CUDA graphs give the bits of one that is not compiled."""
+    batch = make_batch(context, size, "bf16")
+    compiled = torch.compile(fused, mode="reduce-overhead")
+    expected = batch.step(fused)
+    # It warms up, then records, then replays.
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        results = [x.clone() for x in batch.step(compiled)]
+    return all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))

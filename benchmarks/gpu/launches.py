@@ -26,16 +26,20 @@ class Noted(NamedTuple):
 @contextmanager
 def noted_launches() -> Iterator[list[Noted]]:
     """Every launch of fastassoc's kernels within."""
-    from fastassoc.backends.triton import backward, forward, plan
-    from fastassoc.backends.triton.launch import launch
+    from fastassoc.backends.triton import backward, dense, forward, plan
+    from fastassoc.backends.triton import launch as launching
 
-    hosts: tuple[Any, ...] = forward, backward, plan
+    hosts: tuple[Any, ...] = forward, backward, plan, launching
+    launch = launching.launch
     made: list[Noted] = []
 
-    def noting(kernel: Any, grid: Any, *tile: Any, **arguments: Any) -> None:
-        launch(kernel, grid, *tile, **arguments)
+    def noting(kernel: Any, grid: Any, *tile: Any, **arguments: Any) -> Any:
+        compiled = launch(kernel, grid, *tile, **arguments)
         made.append(Noted(kernel.__name__, arguments, lambda: launch(kernel, grid, *tile, **arguments)))
+        return compiled
 
+    # Launches that are made again do not pass through here.
+    dense.forget()
     for module in hosts:
         module.launch = noting
     try:

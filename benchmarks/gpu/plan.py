@@ -29,7 +29,8 @@ class Plan:
     errors: Size
     repeated: tuple[Size, ...]
     """Run 20 times, to see the same bits."""
-    launches: Size
+    launches: tuple[tuple[Size, int, int], ...]
+    """Small batches, and the most kernels forward and backward."""
     without_sync: Size
     with_sync: Size
     speed: tuple[Size, ...]
@@ -55,7 +56,7 @@ FULL = Plan(
     tests=("tests/kernels/triton",),
     errors=Size(500, 2000, 10, 1),
     repeated=(Size(1000, 1000, 10, 20), Size(2048, 16384, 100, 20)),
-    launches=Size(100, 1000, 10, 1),
+    launches=((Size(100, 100, 10, 1), 1, 1), (Size(100, 1000, 10, 1), 3, 2), (Size(1000, 1000, 10, 1), 4, 2)),
     without_sync=Size(2048, 4096, 100, 1),
     with_sync=Size(4096, 4096, 100, 1),
     speed=(
@@ -79,7 +80,7 @@ SMOKE = Plan(
     tests=("tests/kernels/triton/test_whole_loss.py", "-k", "test_launches or test_backward_twice"),
     errors=Size(17, 33, 3, 1),
     repeated=(Size(9, 14, 3, 20),),
-    launches=Size(20, 30, 4, 1),
+    launches=((Size(20, 30, 4, 1), 1, 1), (Size(130, 9, 4, 1), 4, 2)),
     without_sync=Size(20, 30, 4, 1),
     with_sync=Size(40, 30, 4, 1),
     speed=(Size(20, 30, 4, 3), Size(24, 40, 5, 3)),

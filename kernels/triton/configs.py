@@ -206,6 +206,48 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
 }
 
 
+_DENSE = {
+    (_USUAL, "fp64"): Tile(32, 32, 32, 4, 1),
+    (_SMALL, "fp64"): Tile(32, 32, 32, 4, 1),
+    **{(_SMALL, precision): Tile(32, 32, 64, 4, 1) for precision in ("bf16", "fp32-bf16", "bf16x2", "bf16x3", "ieee")},
+    **{(_USUAL, precision): Tile(64, 64, 64, 4, 1) for precision in ("bf16", "fp32-bf16", "bf16x2", "bf16x3")},
+}
+"""Tiles of small batches (`fastassoc.kernels.triton.dense`), as many rows as columns, the same for all their passes."""
+
+
+_ONE_TILE = {
+    (_AMPERE, "bf16"): Tile(128, 128, 64, 8, 1),
+    (_AMPERE, "fp32-bf16"): Tile(128, 128, 64, 8, 1),
+    (_USUAL, "bf16"): Tile(128, 128, 64, 8, 1),
+    (_USUAL, "fp32-bf16"): Tile(128, 128, 64, 8, 1),
+    (_HOPPER, "bf16x2"): Tile(128, 128, 64, 8, 1),
+    (_HOPPER, "bf16x3"): Tile(128, 128, 32, 8, 1),
+}
+"""Tiles of batches that fit one. Where operands of several parts are in registers, they spill so much that compiling
+alone takes minutes."""
+
+
+def choose_one_tile(architecture: str, precision: str) -> Tile | None:
+    """The tile of a batch that fits it, or None for such products; arguments as of `choose_config`."""
+    if architecture == "interpreter":
+        return Tile(rows=128, columns=128, depth=256, warps=1, stages=1)
+    return next(
+        (_ONE_TILE[group, precision] for group in _groups(architecture) if (group, precision) in _ONE_TILE), None
+    )
+
+
+def choose_dense_tile(architecture: str, precision: str) -> Tile:
+    """The tile of small batches; arguments as of `choose_config`."""
+    if architecture == "interpreter":
+        return _INTERPRETER
+    groups = _groups(architecture)
+    return next(_DENSE[group, precision] for group in groups if (group, precision) in _DENSE)
+
+
+def _groups(architecture: str) -> tuple[str, ...]:
+    return (_SMALL,) if architecture.startswith("gfx") else _GROUPS.get(architecture, (_USUAL,))
+
+
 def choose_config(architecture: str, precision: str, depth: int) -> Config:
     """The row for embeddings of ``depth`` columns.
 
@@ -214,6 +256,6 @@ def choose_config(architecture: str, precision: str, depth: int) -> Config:
     """
     if architecture == "interpreter":
         return Config(*[_INTERPRETER] * 8)
-    groups = (_SMALL,) if architecture.startswith("gfx") else _GROUPS.get(architecture, (_USUAL,))
+    groups = _groups(architecture)
     rows = next(_TABLE[group, precision] for group in groups if (group, precision) in _TABLE)
     return next(config for largest, config in rows if depth <= largest or largest == 0)

@@ -26,6 +26,24 @@ def add_exponentials(m, l, s):  # noqa: E741
 
 
 @triton.jit
+def joined_normaliser(max_ptr, sum_ptr, COUNT, size, index, ok, BLOCK_P: tl.constexpr):
+    """``m = max_p m_p``, 0 for -inf, and ``l = sum_p l_p exp2(m_p - m)``, of COUNT shares that are ``size`` apart."""
+    m = tl.full([index.shape[0]], -float("inf"), dtype=max_ptr.dtype.element_ty)
+    l = tl.zeros([index.shape[0]], dtype=max_ptr.dtype.element_ty)  # noqa: E741
+    for start in range(0, COUNT, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        offsets = p.to(tl.int64)[:, None] * size + index[None, :]
+        valid = (p < COUNT)[:, None] & ok[None, :]
+        m_p = tl.load(max_ptr + offsets, mask=valid, other=-float("inf"))  # [BLOCK_P, len(index)]
+        l_p = tl.load(sum_ptr + offsets, mask=valid, other=0.0)
+        m_new = tl.maximum(m, tl.max(m_p, 0))
+        shift = finite_shift(m_new)
+        l = l * tl.exp2(m - shift) + tl.sum(l_p * tl.exp2(m_p - shift[None, :]), 0)  # noqa: E741
+        m = m_new
+    return finite_shift(m), l
+
+
+@triton.jit
 def row_normalisers(
     a, b, classes_ptr, row_parts_ptr, N, M, D, scale: tl.float64,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr, PRECISION: tl.constexpr,

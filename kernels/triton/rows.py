@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import INVERSE_SUM, MAXIMUM, PART_MAXIMUM, PART_SUM, SIZE
 from fastassoc.kernels.triton.layout import deal_slots
-from fastassoc.kernels.triton.primitives import finite_shift
+from fastassoc.kernels.triton.normalisers import joined_normaliser
 
 
 @triton.jit
@@ -21,21 +21,11 @@ def rows(
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     size = tl.load(classes_ptr + SIZE * N + i, mask=i < N, other=0)
     # Normalisers. Those of ignored rows make every probability 0.
-    m_i = tl.full([BLOCK_N], -float("inf"), dtype=rows_ptr.dtype.element_ty)
-    l_i = tl.zeros([BLOCK_N], dtype=rows_ptr.dtype.element_ty)
-    for start in range(0, SHARES, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        offsets = p.to(tl.int64)[:, None] * N + i[None, :]
-        ok = (p < SHARES)[:, None] & (i < N)[None, :]
-        max_ptr = row_parts_ptr + PART_MAXIMUM * tl.cast(SHARES, tl.int64) * N
-        sum_ptr = row_parts_ptr + PART_SUM * tl.cast(SHARES, tl.int64) * N
-        m = tl.load(max_ptr + offsets, mask=ok, other=-float("inf"))  # [BLOCK_P, BLOCK_N]
-        l = tl.load(sum_ptr + offsets, mask=ok, other=0.0)  # noqa: E741
-        m_new = tl.maximum(m_i, tl.max(m, 0))
-        shift = finite_shift(m_new)
-        l_i = l_i * tl.exp2(m_i - shift) + tl.sum(l * tl.exp2(m - shift[None, :]), 0)
-        m_i = m_new
-    tl.store(rows_ptr + MAXIMUM * N + i, tl.where(size > 0, finite_shift(m_i), float("inf")), mask=i < N)
+    line = tl.cast(SHARES, tl.int64) * N
+    m_i, l_i = joined_normaliser(
+        row_parts_ptr + PART_MAXIMUM * line, row_parts_ptr + PART_SUM * line, SHARES, N, i, i < N, BLOCK_P
+    )
+    tl.store(rows_ptr + MAXIMUM * N + i, tl.where(size > 0, m_i, float("inf")), mask=i < N)
     tl.store(rows_ptr + INVERSE_SUM * N + i, tl.where(size > 0, 1.0 / l_i, 0.0), mask=i < N)
 
     deal_slots(

@@ -1,7 +1,8 @@
 """The Triton backend, host of `fastassoc.kernels.triton`: on CUDA GPUs, or in Triton's interpreter.
 
-Columns are taken range by range, so that what has a number for every row and column stays within
-`fastassoc.backends.triton.plan.WORKSPACE_BYTES`, or is of 128 columns. Up to
+Small batches have passes of their own (`fastassoc.backends.triton.dense`). Of others columns are taken range by range,
+so that what has a number for every row and column stays within `fastassoc.backends.triton.plan.WORKSPACE_BYTES`, or is
+of 128 columns. Up to
 `fastassoc.backends.triton.buffers.MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as buffers are as large as
 any classes could need; above, the numbers of class tiles and of their pairs, and the form of the steps, are read back,
 once.
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
-from fastassoc.backends.triton import forward
+from fastassoc.backends.triton import dense, forward
 from fastassoc.backends.triton.backward import Backward
 from fastassoc.backends.triton.buffers import Buffers
 from fastassoc.backends.triton.labels import Labels, labels_on
-from fastassoc.backends.triton.launch import interpreted, machine
+from fastassoc.backends.triton.launch import device_guard, interpreted, machine
 from fastassoc.backends.triton.plan import Plan
 from fastassoc.backends.triton.precision import choose_precision, float32_products
 
@@ -44,10 +45,12 @@ def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: t
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.protocol.Backend`."""
+    if dense.takes(inputs):
+        return dense.losses(inputs, needs_gradient, statistics)
     plan = Plan(inputs)
     buffers = Buffers.allocate(plan)
     walker_parts = g = None
-    with plan.device_guard():
+    with device_guard(inputs.a):
         a, b = plan.embeddings_a(), plan.embeddings_b()
         classes, visit_probability, visit_parts = forward.normalise(plan, a, b, buffers, statistics)
         if inputs.walker or needs_gradient:
@@ -61,9 +64,11 @@ def gradients(
     inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
 ) -> Gradients:
     """See `fastassoc.backends.protocol.Backend`."""
+    if dense.takes(inputs):
+        return dense.gradients(inputs, saved, grad_walker, grad_visit, needs)
     plan = Plan(inputs)
     buffers, sizes, g = Buffers.restore(saved, plan)
-    with plan.device_guard():
+    with device_guard(inputs.a):
         return Backward(plan, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
 
 

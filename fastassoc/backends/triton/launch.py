@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from triton.runtime import JITFunction
 from fastassoc.kernels.triton.class_sizes import class_sizes
 from fastassoc.kernels.triton.configs import Tile
 
+_ON_DEVICE = nullcontext()
 _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -103,13 +104,46 @@ def recording(machine: Machine, counts: tuple[int, ...] | None = None) -> Iterat
         _recording = before
 
 
-def launch(kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, **arguments: Any) -> None:
-    """``kernel[grid](**arguments)`` with the warps and stages of the tile."""
+def launch(kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, **arguments: Any) -> Any:
+    """``kernel[grid](**arguments)`` with the warps and stages of the tile; the compiled kernel, if one ran."""
     warps, stages = (4, 3) if tile is None else (tile.warps, tile.stages)
     if _recording is not None:
         _recording.launches.append(Launch(kernel, grid, arguments, warps, stages))
-    else:
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        return None
+    return kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+
+
+How = Literal["once", "first", "again"]
+
+
+class Repeated:
+    """Launches of a kernel that differ in nothing it is compiled for: numbers, dtypes and alignment stay as they are.
+
+    The "first" finds the compiled kernel, and "again" goes to it past what Triton's own launch does in Python, with
+    addresses in the place of tensors. "once" is for tensors that are aligned otherwise.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], tile: Tile, constants: dict[str, Any]) -> None:
+        self._kernel, self._grid, self._tile, self._constants = kernel, grid, tile, constants
+        names = kernel.arg_names
+        # Constants come last, and are passed for their places.
+        self._last = tuple(constants[name] for name in names[len(names) - len(constants) :])
+        self._run: Any = None
+
+    def __call__(self, how: How, *arguments: Any) -> None:
+        """A launch with the arguments that are no constants, in order."""
+        if how == "again":
+            self._run(*arguments, *self._last)
+            return
+        named = dict(zip(self._kernel.arg_names, arguments, strict=False))
+        compiled = launch(self._kernel, self._grid, self._tile, **named, **self._constants)
+        if how == "first":
+            self._run = compiled[(*self._grid, 1, 1)[:3]]
+
+
+def recorded() -> bool:
+    """Whether launches leave nothing to repeat: they become data, or are interpreted."""
+    return _recording is not None or interpreted()
 
 
 def read_back(counts: Tensor) -> tuple[int, ...]:
@@ -127,6 +161,13 @@ def machine(device: torch.device) -> Machine:
 def interpreted() -> bool:
     """Whether Triton was told to interpret kernels when it made them."""
     return not isinstance(class_sizes, JITFunction)
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[Any]:
+    """The device of a tensor, which Triton launches on."""
+    if not x.is_cuda or torch.cuda.current_device() == x.device.index:
+        return _ON_DEVICE
+    return torch.cuda.device_of(x)
 
 
 @cache

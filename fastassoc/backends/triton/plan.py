@@ -18,7 +18,7 @@ WORKSPACE_BYTES = 24 * 2**20
 """Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
 WAVES = 4
 """Work whose shares cost no memory to speak of is shared out for so many times the programs that run at one time."""
-_LEAST_DEPTH = 16
+LEAST_DEPTH = 16
 """Columns of an embedding that a product needs."""
 
 
@@ -52,10 +52,6 @@ class Plan:
         self.max_pairs = self.max_tiles + (whole_tiles**2 if whole_tiles > 1 else 0)
         self.step_dtype = self.precision.step_dtype(inputs.dtype)
         self.tiny = torch.finfo(inputs.dtype).tiny
-
-    def device_guard(self) -> Any:
-        """The device of the tensors, which Triton launches on."""
-        return torch.cuda.device_of(self.inputs.a)
 
     def programs(self, tile: Tile) -> int:
         """Programs of a pass that run at one time."""
@@ -100,7 +96,7 @@ class Plan:
 
     def depth(self, tile: Tile) -> int:
         """Columns of the embeddings in a tile of a pass."""
-        return min(tile.depth, max(_LEAST_DEPTH, 1 << (self.d - 1).bit_length()))
+        return min(tile.depth, max(LEAST_DEPTH, 1 << (self.d - 1).bit_length()))
 
     def whole_rows(self, tile: Tile) -> bool:
         """Whether products of scores take whole rows of the embeddings."""

@@ -18,10 +18,19 @@ _PROCESSORS = 132
 """Of the assumed machine; grids depend on it, kernels do not."""
 _SEVERAL_TILES = ((4096, 48, 192, 0), (4096, 48, 192, 1))
 """What is read back of large classes, in the merged and in the plain form; not without the walker, which needs none."""
-_BATCHES = ((1024, None), (4096, (4096, 48, 48, 0)), *((4096, counts) for counts in _SEVERAL_TILES))
-"""Rows, and what is read back of them, if anything. Whole numbers of 16, as most sizes are: a kernel is compiled anew
-for others."""
-_ONE_TILE = (16, None)
+_COLUMNS = 65536
+_BATCHES = (
+    (1024, _COLUMNS, None),
+    (4096, _COLUMNS, (4096, 48, 48, 0)),
+    *((4096, _COLUMNS, counts) for counts in _SEVERAL_TILES),
+    # Small ones: one program for all, one for the losses, and several.
+    (112, 112, None),
+    (112, 1008, None),
+    (1008, 1008, None),
+)
+"""Rows and columns, and what is read back of classes, if anything. Whole numbers of 16, as most sizes are: a kernel is
+compiled anew for others."""
+_ONE_TILE = (16, _COLUMNS, None)
 """All rows fit a tile, and numbers of tiles are 1, for which a kernel is compiled anew too."""
 
 
@@ -42,11 +51,11 @@ def shipped_launches(architecture: str, dtype: torch.dtype, depth: int) -> list[
     ]
     if dtype == torch.float64:
         cases.append((True, True, True, True))
-    for (rows, counts), case in [(_ONE_TILE, cases[0]), *product(_BATCHES, cases)]:
+    for (rows, columns, counts), case in [(_ONE_TILE, cases[0]), *product(_BATCHES, cases)]:
         walker = case[2]
         if not walker and counts in _SEVERAL_TILES:
             continue
-        for launch in _launches(architecture, dtype, rows, counts, depth, *case):
+        for launch in _launches(architecture, dtype, rows, columns, counts, depth, *case):
             signature, constants, attributes = launch.specialisation()
             key = f"{launch.kernel.__name__} {signature} {constants} {attributes} {launch.warps} {launch.stages}"
             distinct.setdefault(key, launch)
@@ -57,6 +66,7 @@ def _launches(
     architecture: str,
     dtype: torch.dtype,
     rows: int,
+    columns: int,
     counts: tuple[int, ...] | None,
     depth: int,
     biased: bool,
@@ -64,7 +74,6 @@ def _launches(
     walker: bool,
     visit: bool,
 ) -> Iterator[Launch]:
-    columns = 65536
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
 
     def empty(*shape: int, dtype: torch.dtype = accumulated) -> Tensor:

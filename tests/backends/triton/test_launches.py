@@ -14,7 +14,7 @@ from triton.runtime import JITFunction
 
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton import backward, forward, plan
+from fastassoc.backends.triton import backward, dense, forward, plan
 from fastassoc.backends.triton.buffers import Buffers
 from fastassoc.backends.triton.launch import Launch, Machine, recording
 from fastassoc.backends.triton.shipped import shipped_launches
@@ -34,11 +34,11 @@ class Operations(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("rows", [100, 2048])
-def test_nothing_is_read_back(rows: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(100, 100), (1000, 1000), (100, 4096), (2048, 4096)])
+def test_nothing_is_read_back(rows: int, columns: int) -> None:
     # Tensors on "meta" have no values: reading one is an error, so there is no synchronisation.
     with Operations() as operations:
-        step(meta_inputs(rows))
+        step(meta_inputs(rows, columns=columns))
     # No kernel of torch's beside ours.
     assert operations.names <= {"empty", "new_empty", "select", "slice", "view"}
 
@@ -53,12 +53,34 @@ def step(inputs: Inputs) -> tuple[list[Launch], list[Launch]]:
     return launches[:forward], launches[forward:]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "columns", "launches"),
+    [
+        (100, 100, (1, 1)),
+        (128, 128, (1, 1)),
+        (128, 129, (3, 2)),
+        (100, 1000, (3, 2)),
+        (129, 128, (4, 2)),
+        (1000, 1000, (4, 2)),
+        (1024, 2048, (4, 2)),
+    ],
+)
+def test_a_small_batch_is_few_launches(rows: int, columns: int, launches: tuple[int, int], dtype: torch.dtype) -> None:
+    if dtype == torch.float64 and launches == (1, 1):
+        # One tile would not fit the memory of a program.
+        launches = 3, 2
+    forward, backward = step(meta_inputs(rows, dtype, columns=columns))
+    assert (len(forward), len(backward)) == launches
+
+
 # Rows of float32 are split into parts, once in either pass.
 @pytest.mark.parametrize(("dtype", "splits"), [(torch.bfloat16, 0), (torch.float16, 0), (torch.float32, 1)], ids=str)
-def test_a_small_batch_is_few_launches(dtype: torch.dtype, splits: int) -> None:
-    forward, backward = step(meta_inputs(100, dtype))
+@pytest.mark.parametrize(("rows", "columns"), [(100, 2049), (1025, 100)])
+def test_launches_of_the_general_passes(rows: int, columns: int, dtype: torch.dtype, splits: int) -> None:
+    forward, backward = step(meta_inputs(rows, dtype, columns=columns))
     assert len(forward) <= 9 + splits
-    assert len(backward) <= 7 + splits
+    assert len(backward) <= 8 + splits
 
 
 def test_ranges_of_columns_compile_nothing_anew() -> None:
@@ -101,7 +123,9 @@ def test_above_2048_rows_sizes_are_read_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_shipped_launches_are_all_kernels() -> None:
-    kernels = {x for module in (backward, forward, plan) for x in vars(module).values() if isinstance(x, JITFunction)}
+    kernels = {
+        x for module in (backward, dense, forward, plan) for x in vars(module).values() if isinstance(x, JITFunction)
+    }
     launches = [x for dtype in (torch.bfloat16, torch.float32) for x in shipped_launches("sm_90", dtype, 128)]
     assert {launch.kernel for launch in launches} == kernels
     for launch in launches:

@@ -37,15 +37,17 @@ def size(*tensors: Tensor | None) -> int:
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
-def used(columns: int, dtype: torch.dtype, counts: tuple[int, ...], products: str = "highest") -> tuple[float, float]:
-    """MiB that the forward and the backward pass of 4096 rows take."""
+def used(
+    columns: int, dtype: torch.dtype, counts: tuple[int, ...], products: str = "highest", rows: int = 4096
+) -> tuple[float, float]:
+    """MiB that the forward and the backward pass take."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    labels = Labels(empty(4096, dtype=torch.int64), None, products)
+    labels = Labels(empty(rows, dtype=torch.int64), None, products)
     inputs = Inputs(
-        empty(4096, 128, dtype=dtype), empty(columns, 128, dtype=dtype), None, None, labels, 1.0, 1e-8, True, True,
+        empty(rows, 128, dtype=dtype), empty(columns, 128, dtype=dtype), None, None, labels, 1.0, 1e-8, True, True,
         torch.float32,
     )  # fmt: skip
     one = empty()
@@ -76,6 +78,11 @@ ONE_TILE, SEVERAL = (4096, 34, 34, 0), (4096, 40, 160, 0)
 )
 def test_4096_rows_and_a_million_columns(dtype: torch.dtype, products: str, counts: tuple[int, ...]) -> None:
     assert max(used(2**20, dtype, counts, products)) <= 64.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_largest_small_batch(dtype: torch.dtype) -> None:
+    assert max(used(2048, dtype, ONE_TILE, rows=1024)) <= 36.0
 
 
 def test_three_parts_of_large_classes() -> None:

@@ -42,6 +42,22 @@ def _products_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", rounded_once)
 
 
+@pytest.fixture(autouse=True)
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The "general" passes, for small batches too; as a parameter, those of "small batches", or of "several tiles".
+
+    The last are the same, but one tile never has all rows and columns.
+    """
+    which = str(getattr(request, "param", "general"))
+    from fastassoc.backends.triton import dense
+
+    if which == "general":
+        monkeypatch.setattr(dense, "takes", lambda _: False)
+    elif which == "several tiles":
+        monkeypatch.setattr(dense, "choose_one_tile", lambda *_: None)
+    return which
+
+
 @pytest.fixture(params=["small tiles", "one tile"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Tiles of 32 rows and columns and 64 of the embedding, so that all is looped over; and tiles that hold more."""
@@ -57,25 +73,28 @@ def tiles_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _use_tiles(monkeypatch: pytest.MonkeyPatch, size: int, depth: int) -> None:
-    from fastassoc.backends.triton import plan
+    from fastassoc.backends.triton import dense, plan
     from fastassoc.kernels.triton.configs import Config, Tile
 
-    config = Config(*[Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)] * 8)
-    monkeypatch.setattr(plan, "choose_config", lambda *_: config)
+    tile = Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)
+    monkeypatch.setattr(plan, "choose_config", lambda *_: Config(*[tile] * 8))
+    monkeypatch.setattr(dense, "choose_dense_tile", lambda *_: tile)
 
 
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
     """Kernel launches of the test, in order, with their arguments."""
     from fastassoc.backends.triton import backward, forward
+    from fastassoc.backends.triton import launch as launching
 
     launches = Trace()
-    launch = forward.launch
+    launch = launching.launch
 
-    def traced(kernel: Any, grid: tuple[int, ...], *tile: Any, **arguments: Any) -> None:
-        launch(kernel, grid, *tile, **arguments)
+    def traced(kernel: Any, grid: tuple[int, ...], *tile: Any, **arguments: Any) -> Any:
+        compiled = launch(kernel, grid, *tile, **arguments)
         launches.append((kernel.__name__, arguments))
+        return compiled
 
-    for passes in (forward, backward):
-        monkeypatch.setattr(passes, "launch", traced)
+    for module in (forward, backward, launching):
+        monkeypatch.setattr(module, "launch", traced)
     return launches

@@ -19,8 +19,12 @@ from fastassoc.backends.triton.labels import Labels
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
 
+BOTH_PASSES = pytest.mark.parametrize("passes", ["general", "small batches"], indirect=True)
+ALL_PASSES = pytest.mark.parametrize("passes", ["general", "small batches", "several tiles"], indirect=True)
+
 
 # Ragged sizes; D below, off and above a tile of 64 and of 256 columns; one class, a few, all distinct.
+@ALL_PASSES
 @pytest.mark.parametrize(
     ("n", "m", "d", "classes"),
     [(1, 1, 1, 1), (33, 19, 3, 4), (20, 70, 65, 0), (61, 35, 128, 1), (40, 35, 200, 5), (9, 21, 300, 2)],
@@ -36,6 +40,7 @@ def test_loss(n: int, m: int, d: int, classes: int, dtype: torch.dtype) -> None:
         assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
 
 
+@BOTH_PASSES
 def test_classes_of_1_to_300_rows() -> None:
     labels = sized_classes([1, 2, 63, 64, 65, 300])
     case = make_case(len(labels), 70, 20, 1, scale=0.7)._replace(labels=labels)
@@ -55,6 +60,7 @@ def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch
     assert "steps" not in trace.names
 
 
+@ALL_PASSES
 @pytest.mark.parametrize(
     "options",
     [
@@ -75,6 +81,7 @@ def test_options(options: dict[str, Any]) -> None:
     assert_close(run(case, **options), evaluate(reference.walker_visit_loss, case, **options), FLOAT64)
 
 
+@BOTH_PASSES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     case = make_case(40, 50, 65, 4, scale=0.3, dtype=dtype)
@@ -89,6 +96,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 # Logits to 1e4: walks become one-hot, and most exponentials underflow.
+@ALL_PASSES
 @pytest.mark.parametrize("scale", [3.0, 10.0, 30.0])
 @pytest.mark.usefixtures("tiles")
 def test_large_logits(scale: float) -> None:
@@ -99,6 +107,7 @@ def test_large_logits(scale: float) -> None:
     assert_as_exact_as(result, evaluate(reference.walker_visit_loss, case), exact, case)
 
 
+@BOTH_PASSES
 def test_logits_far_apart_from_row_to_row() -> None:
     case = make_case(30, 41, 8, 4, scale=3.0, dtype=torch.float32)
     case.a.mul_(torch.linspace(0.01, 20.0, 30)[:, None])
@@ -106,12 +115,14 @@ def test_logits_far_apart_from_row_to_row() -> None:
     assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
 
 
+@BOTH_PASSES
 def test_identical_rows() -> None:
     case = Case(torch.ones(20, 4), torch.ones(33, 4), torch.arange(20) % 3)
     exact = evaluate(reference.walker_visit_loss, case, torch.float64)
     assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
 
 
+@ALL_PASSES
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)], ids=["both", "visit", "walker"])
@@ -122,6 +133,7 @@ def test_what_is_not_finite_gives_nan(value: float, side: str, weights: tuple[fl
     assert loss.isnan()
 
 
+@BOTH_PASSES
 def test_gradcheck() -> None:
     case = on_device(make_case(4, 5, 2, 2))
     a, b = case.a.requires_grad_(), case.b.requires_grad_()
@@ -130,6 +142,7 @@ def test_gradcheck() -> None:
     )
 
 
+@BOTH_PASSES
 def test_upstream_gradients() -> None:
     case = make_case(20, 30, 5, 3)
     gradients = []
@@ -146,6 +159,7 @@ def test_upstream_gradients() -> None:
 
 
 # Gradients are linear in what comes from above: it enters last, into numbers with the range of float32.
+@BOTH_PASSES
 @pytest.mark.parametrize("upstream", [1e-30, 1e-20, 1e10, 1e20])
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_tiny_and_huge_upstream_gradients(upstream: float, scale: float) -> None:
@@ -161,6 +175,7 @@ def test_tiny_and_huge_upstream_gradients(upstream: float, scale: float) -> None
 
 
 # As far as float16 itself holds them: what a scaler of gradients multiplies by, and 1 over that.
+@BOTH_PASSES
 @pytest.mark.parametrize("upstream", [2.0**-10, 2.0**14])
 def test_upstream_gradients_in_half_precision(upstream: float) -> None:
     case = make_case(40, 50, 33, 4, scale=0.5, dtype=torch.float16)
@@ -173,6 +188,7 @@ def test_upstream_gradients_in_half_precision(upstream: float) -> None:
         ).all()
 
 
+@BOTH_PASSES
 def test_backward_twice() -> None:
     case = on_device(make_case(20, 30, 5, 3))
     a = case.a.requires_grad_()
@@ -181,6 +197,7 @@ def test_backward_twice() -> None:
     assert torch.equal(first, second)
 
 
+@ALL_PASSES
 def test_statistics() -> None:
     case = make_case(37, 50, 9, 4)
     for options in ({}, {"ignore_index": 1}, {"walker_weight": 0.0}):
@@ -192,6 +209,7 @@ def test_statistics() -> None:
 
 
 # Expanded, transposed, every other: any strides, also of the labels.
+@ALL_PASSES
 @pytest.mark.usefixtures("tiles")
 def test_strides_and_nothing_read_outside() -> None:
     case = make_case(37, 50, 20, 4)
@@ -214,6 +232,7 @@ def test_strides_and_nothing_read_outside() -> None:
     assert_close(run(expanded), evaluate(reference.walker_visit_loss, expanded), FLOAT64)
 
 
+@BOTH_PASSES
 def test_same_to_the_bit() -> None:
     case = make_case(70, 130, 20, 3, dtype=torch.float32)
     for x, y in zip(run(case), run(case), strict=True):
@@ -264,6 +283,7 @@ def test_launches(trace: Trace) -> None:
     assert len(trace) - forward <= 7
 
 
+@BOTH_PASSES
 def test_no_row_left_on_a_device_gives_nan() -> None:
     a = torch.ones(3, 2, device=DEVICE)
     labels = Labels(torch.zeros(3, dtype=torch.int64, device=DEVICE), 0)
@@ -274,6 +294,7 @@ def test_no_row_left_on_a_device_gives_nan() -> None:
     assert result.visit.isnan()
 
 
+@BOTH_PASSES
 @pytest.mark.parametrize("limit", [2, 2048])
 def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", limit)
@@ -297,6 +318,7 @@ def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) 
     assert (gradients.a == 0).all()
 
 
+@BOTH_PASSES
 def test_ignored_rows_may_hold_any_finite_number() -> None:
     case = make_case(20, 30, 4, 3, dtype=torch.float32)
     small = run(case, ignore_index=1)

@@ -1,0 +1,261 @@
+"""Small batches: few launches, and little Python between them.
+
+A step of these takes as long as the host needs to launch it. All that the shapes, dtypes, strides and options of a call
+decide is found out once and remembered, with the compiled kernels; every further call looks it up, allocates two
+buffers and launches with addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
+from fastassoc.backends.triton.launch import How, Machine, Repeated, device_guard, machine, recorded
+from fastassoc.backends.triton.plan import LEAST_DEPTH, ceil_div
+from fastassoc.backends.triton.precision import choose_precision
+from fastassoc.kernels.triton.buffers import Embeddings
+from fastassoc.kernels.triton.configs import choose_dense_tile, choose_one_tile
+from fastassoc.kernels.triton.dense.buffers import Dense, Results, backward_size, forward_size, saved_size
+from fastassoc.kernels.triton.dense.embedding_gradients import dense_embedding_gradients
+from fastassoc.kernels.triton.dense.one_tile import dense_backward, dense_forward
+from fastassoc.kernels.triton.dense.score_gradients import dense_score_gradients
+from fastassoc.kernels.triton.dense.scores import dense_scores
+from fastassoc.kernels.triton.dense.trips import dense_trips
+from fastassoc.kernels.triton.dense.walk import dense_losses, dense_walk
+
+MOST_ROWS, MOST_COLUMNS = 1024, 2048
+"""The largest batch that is small: its four matrices are at most 32 MiB in float32."""
+FEW_ROWS = 128
+"""Up to so many rows one program adds up the losses."""
+_MOST_SHARES = 8
+"""Of the columns, where there are few pairs of tiles of rows."""
+_REMEMBERED = 64
+"""Calls that differ in more than the place and the numbers of their tensors."""
+
+
+class Key(NamedTuple):
+    """All about a call that decides how it is computed."""
+
+    machine: Machine
+    dtype: torch.dtype
+    shape_a: torch.Size
+    shape_b: torch.Size
+    stride_a: tuple[int, ...]
+    stride_b: tuple[int, ...]
+    label_dtype: torch.dtype
+    label_stride: tuple[int, ...]
+    ignore_index: int | None
+    float32_products: str
+    biased: bool
+    accumulated: torch.dtype
+    differences: bool
+    walker: bool
+    visit: bool
+
+
+def takes(inputs: Inputs) -> bool:
+    """Whether a batch is small."""
+    return inputs.a.shape[0] <= MOST_ROWS and inputs.b.shape[0] <= MOST_COLUMNS
+
+
+def _key(inputs: Inputs) -> Key:
+    a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences = inputs
+    values, ignore_index, float32_products = labels
+    return Key(
+        machine(a.device), a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),
+        ignore_index, float32_products, bias_a is not None, dtype, differences, walker, visit,
+    )  # fmt: skip
+
+
+class Sizes:
+    """Sizes and tiles of a call, and the constants of its kernels."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.n, self.d = key.shape_a
+        self.m = key.shape_b[0]
+        precision = choose_precision(key.dtype, key.machine, key.float32_products)
+        kind = key.machine.architecture, precision.tiles(key.dtype)
+        one = choose_one_tile(*kind)
+        self.one_tile = one is not None and max(self.n, self.m) <= one.rows
+        self.tile = one if one is not None and self.one_tile else choose_dense_tile(*kind)
+        self.block = self.tile.rows
+        self.row_tiles, self.column_tiles = ceil_div(self.n, self.block), ceil_div(self.m, self.block)
+        self.rows, self.columns = self.row_tiles * self.block, self.column_tiles * self.block
+        self.numbers = self.n, self.m, self.d, self.rows, self.columns, key.label_stride[0], key.ignore_index
+        self.saved = saved_size(self.rows, self.columns)
+        depth = min(self.tile.depth, max(LEAST_DEPTH, 1 << (self.d - 1).bit_length()))
+        self.depths = ceil_div(self.d, depth)
+        self.depth = {"BLOCK_D": depth}
+        self.precision = {"PRECISION": "differences" if key.differences else precision.scores}
+        self.product = {"PRODUCT": precision.others}
+
+    def repeated(self, kernel: Any, *grid: int, **constants: Any) -> Repeated:
+        """Launches of a kernel in that grid."""
+        return Repeated(kernel, grid, self.tile, constants | {"BLOCK": self.block})
+
+    def arguments(self, pointers: Sequence[Any]) -> tuple[Embeddings, Embeddings, Dense]:
+        """What both directions hand to kernels."""
+        a, bias_a, b, bias_b, labels, saved, scratch = pointers
+        return (
+            Embeddings(a, bias_a, 0, *self.key.stride_a),
+            Embeddings(b, bias_b, 0, *self.key.stride_b),
+            Dense(labels, saved, scratch, *self.numbers),
+        )
+
+    def check(self, saved: Tensor) -> None:
+        """RuntimeError if ``saved`` is not of these sizes."""
+        if saved.numel() != self.saved:
+            raise RuntimeError(
+                "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
+                "fastassoc.walker_visit_loss"
+            )
+
+
+def _pointers(how: How, given: tuple[Tensor | None, ...], own: tuple[Tensor | None, ...]) -> tuple[How, Sequence[Any]]:
+    """What a launch takes of tensors, and how it is made: "once" where ``given`` ones begin off multiples of 16 bytes.
+
+    Kernels are compiled for such multiples, at which all of our ``own`` begin.
+    """
+    if how == "once":
+        return how, given + own
+    addresses = [None if x is None else x.data_ptr() for x in given + own]
+    if any([address is not None and address % 16 for address in addresses[: len(given)]]):
+        how = "once"
+    return how, addresses if how == "again" else given + own
+
+
+class Forward:
+    """The passes of a forward pass."""
+
+    def __init__(self, key: Key, needs_gradient: bool, statistics: bool) -> None:
+        self.sizes = sizes = Sizes(key)
+        self.needs_gradient, self.statistics = needs_gradient, statistics
+        pairs = sizes.row_tiles ** (2 if key.walker else 1)
+        self.shares = max(1, min(key.machine.processors // pairs, sizes.column_tiles, _MOST_SHARES))
+        self.programs = 1 if sizes.n <= FEW_ROWS else sizes.row_tiles
+        self.scratch = forward_size(sizes.rows, sizes.columns, sizes.block, self.shares)
+        self.tiny = torch.finfo(key.accumulated).tiny
+        terms = {"WALKER": key.walker, "VISIT": key.visit}
+        self.whole = sizes.repeated(dense_forward, 1, **terms, **sizes.depth, **sizes.precision, **sizes.product)
+        self.scores = sizes.repeated(
+            dense_scores, sizes.row_tiles, sizes.column_tiles, **sizes.depth, **sizes.precision
+        )
+        grid = sizes.row_tiles, sizes.row_tiles if key.walker else 1, self.shares
+        self.trips = sizes.repeated(dense_trips, *grid, **terms, **sizes.product)
+        self.walk = sizes.repeated(dense_walk, self.programs, **terms, ONE=self.programs == 1)
+        self.losses = sizes.repeated(dense_losses, 1)
+        self.how: How = "once" if recorded() else "first"
+
+    def __call__(self, inputs: Inputs) -> Losses:
+        """The losses."""
+        sizes, dtype, new = self.sizes, inputs.dtype, inputs.a.new_empty
+        walker = new((), dtype=dtype) if inputs.walker else None
+        visit = new((), dtype=dtype) if inputs.visit else None
+        p_correct = accuracy = visit_probability = None
+        if self.statistics:
+            if inputs.walker:
+                p_correct, accuracy = new((), dtype=dtype), new((), dtype=dtype)
+            if inputs.visit:
+                visit_probability = new(sizes.m, dtype=dtype)
+        saved = new(sizes.saved, dtype=dtype) if self.needs_gradient else None
+        scratch = None if sizes.one_tile else new(self.scratch, dtype=dtype)
+        given = inputs.a, inputs.bias_a, inputs.b, inputs.bias_b, inputs.labels.values
+        own = saved, scratch, walker, visit, p_correct, accuracy, visit_probability
+        how, pointers = _pointers(self.how, given, own)
+        a, b, batch = sizes.arguments(pointers[:7])
+        results = Results(*pointers[7:])
+        scale, eps, tiny = inputs.scale, inputs.eps, self.tiny
+        with device_guard(inputs.a):
+            if sizes.one_tile:
+                self.whole(how, a, b, batch, results, scale, eps, tiny)
+            else:
+                self.scores(how, a, b, batch, scale)
+                self.trips(how, batch)
+                self.walk(how, batch, results, self.shares, eps, tiny)
+                if self.programs > 1:
+                    self.losses(how, batch, results, self.programs, eps)
+        if how == "first":
+            self.how = "again"
+        return Losses(walker, visit, p_correct, accuracy, visit_probability, () if saved is None else (saved,))
+
+
+class Backward:
+    """The passes of a backward pass."""
+
+    def __init__(self, key: Key, walker: bool, visit: bool, needs: Needs) -> None:
+        self.sizes = sizes = Sizes(key)
+        self.needs = needs
+        self.by_a, self.by_b = needs[0] or needs[2], needs[1] or needs[3]
+        self.scratch = backward_size(sizes.rows, sizes.columns, sizes.block)
+        self.whole = sizes.repeated(dense_backward, 1, **sizes.depth, **sizes.product)
+        self.score_gradients = sizes.repeated(
+            dense_score_gradients, sizes.row_tiles, sizes.column_tiles, **sizes.product
+        )
+        tiles = sizes.row_tiles * self.by_a + sizes.column_tiles * self.by_b
+        self.embedding_gradients = sizes.repeated(
+            dense_embedding_gradients, tiles, sizes.depths, WALKER=walker, **sizes.depth, **sizes.product
+        )
+        self.how: How = "once" if recorded() else "first"
+
+    def __call__(
+        self, inputs: Inputs, saved: Tensor, grad_walker: Tensor | None, grad_visit: Tensor | None
+    ) -> Gradients:
+        """The gradients."""
+        sizes, dtype, new, needs = self.sizes, inputs.dtype, inputs.a.new_empty, self.needs
+        sizes.check(saved)
+        da = new(inputs.a.shape) if self.by_a else None
+        db = new(inputs.b.shape) if self.by_b else None
+        dbias_a = new(sizes.n, dtype=dtype) if needs[2] else None
+        dbias_b = new(sizes.m, dtype=dtype) if needs[3] else None
+        scratch = None if sizes.one_tile else new(self.scratch, dtype=dtype)
+        given = inputs.a, inputs.bias_a, inputs.b, inputs.bias_b, inputs.labels.values, saved, grad_walker, grad_visit
+        how, pointers = _pointers(self.how, given, (scratch, da, db, dbias_a, dbias_b))
+        a, b, batch = sizes.arguments([*pointers[:6], pointers[8]])
+        upstream, results = pointers[6:8], (*pointers[9:], inputs.scale)
+        with device_guard(inputs.a):
+            if sizes.one_tile:
+                self.whole(how, a, b, batch, *upstream, *results)
+            else:
+                self.score_gradients(how, batch, *upstream)
+                self.embedding_gradients(how, a, b, batch, *results)
+        if how == "first":
+            self.how = "again"
+        return Gradients(da if needs[0] else None, db if needs[1] else None, dbias_a, dbias_b)
+
+
+_forward = lru_cache(_REMEMBERED)(Forward)
+_backward = lru_cache(_REMEMBERED)(Backward)
+
+
+def forget() -> None:
+    """Every call is new."""
+    _forward.cache_clear()
+    _backward.cache_clear()
+
+
+def _remembered(remember: Any, *arguments: Any) -> Any:
+    """`Forward` or `Backward`, made before for the same arguments; of launches that are not made nothing is kept."""
+    return (remember.__wrapped__ if recorded() else remember)(*arguments)
+
+
+def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
+    """See `fastassoc.backends.protocol.Backend`."""
+    forward: Forward = _remembered(_forward, _key(inputs), needs_gradient, statistics)
+    return forward(inputs)
+
+
+def gradients(
+    inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
+) -> Gradients:
+    """See `fastassoc.backends.protocol.Backend`."""
+    (buffer, *_) = saved
+    assert buffer is not None
+    upstream = grad_walker is not None, grad_visit is not None
+    backward: Backward = _remembered(_backward, _key(inputs), *upstream, needs)
+    return backward(inputs, buffer, grad_walker, grad_visit)
