@@ -2,11 +2,19 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fastassoc.api import WalkStatistics, walker_visit_loss
+from fastassoc.api import WalkerVisitLosses, WalkStatistics, walker_visit_loss, walker_visit_losses
 from fastassoc.nn import WalkerVisitLoss
 from fastassoc.version import __version__
 
-__all__ = ["WalkStatistics", "WalkerVisitLoss", "__version__", "reference", "walker_visit_loss"]
+__all__ = [
+    "WalkStatistics",
+    "WalkerVisitLoss",
+    "WalkerVisitLosses",
+    "__version__",
+    "reference",
+    "walker_visit_loss",
+    "walker_visit_losses",
+]
 
 if TYPE_CHECKING:
     from fastassoc import reference

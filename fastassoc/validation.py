@@ -100,7 +100,7 @@ def check_unchanged(expected: list[Form], tensors: tuple[Tensor | None, ...]) ->
         number = next(number for number, form in enumerate(expected) if found[number] != form)
         name = _NAMES[number] if number < len(_NAMES) else "a tensor saved by the forward pass"
         raise RuntimeError(
-            f"{name} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
+            f"{name} changed between the forward and the backward pass of fastassoc's loss: "
             f"it was {_described(expected[number])}, and is {_described(found[number])}"
         )
     # What the forward pass made itself nobody else frees.

@@ -8,9 +8,10 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 import fastassoc
-from fastassoc import WalkerVisitLoss, WalkStatistics, walker_visit_loss
+from fastassoc import WalkerVisitLoss, WalkerVisitLosses, WalkStatistics, walker_visit_loss, walker_visit_losses
 
 WithStatistics = tuple[Tensor, WalkStatistics]
+TermsWithStatistics = tuple[WalkerVisitLosses, WalkStatistics]
 
 
 def function(a: Tensor, b: Tensor, labels: Tensor, flag: bool) -> None:
@@ -39,6 +40,17 @@ def statistics(a: Tensor, b: Tensor, labels: Tensor) -> float:
     for field in (stats.walker, stats.visit, stats.p_correct, stats.accuracy_estimate, stats.visit_probability):
         assert_type(field, Tensor)
     return stats.p_correct.item()
+
+
+def terms(a: Tensor, b: Tensor, labels: Tensor, flag: bool) -> Tensor:
+    losses = walker_visit_losses(a, b, labels, similarity="cosine", temperature=0.1, eps=0.0, ignore_index=-1)
+    assert_type(losses, WalkerVisitLosses)
+    assert_type(walker_visit_losses(a, b, labels, return_stats=False, backend="cpu"), WalkerVisitLosses)
+    assert_type(walker_visit_losses(a, b, labels, return_stats=True), TermsWithStatistics)
+    assert_type(walker_visit_losses(a, b, labels, return_stats=flag), WalkerVisitLosses | TermsWithStatistics)
+    walker, visit = losses
+    assert_type(walker, Tensor)
+    return walker + 0.5 * visit + losses.visit
 
 
 def module(a: Tensor, b: Tensor, labels: Tensor, flag: bool) -> None:
@@ -86,6 +98,7 @@ def refused(a: Tensor, b: Tensor, labels: Tensor, name: str) -> None:
     walker_visit_loss(a, b, labels, similarity=name)  # type: ignore[call-overload]
     walker_visit_loss(a, b, labels, backend="cuda")  # type: ignore[call-overload]
     walker_visit_loss(a, b, labels, 0.5)  # type: ignore[call-overload]
+    walker_visit_losses(a, b, labels, visit_weight=0.5)  # type: ignore[call-overload]
     print(walker_visit_loss(a, b, labels).p_correct)  # type: ignore[attr-defined]
     WalkerVisitLoss(similarity="euclid")  # type: ignore[call-overload]
     WalkerVisitLoss(return_stats=True, backend="cuda")  # type: ignore[call-overload]
