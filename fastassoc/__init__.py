@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastassoc import data, ramps
 from fastassoc.api import WalkerVisitLosses, WalkStatistics, walker_visit_loss, walker_visit_losses
+from fastassoc.configuration import show_config
 from fastassoc.nn import WalkerVisitLoss
 from fastassoc.version import __version__
 
@@ -11,7 +13,10 @@ __all__ = [
     "WalkerVisitLoss",
     "WalkerVisitLosses",
     "__version__",
+    "data",
+    "ramps",
     "reference",
+    "show_config",
     "walker_visit_loss",
     "walker_visit_losses",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import assert_type
 
 import fastassoc
@@ -88,6 +89,16 @@ class Network(torch.nn.Module):
         return self.criterion(a, b, labels) + Learned()(a, b, labels) + stats.walker
 
 
+def helpers(images: Tensor, labels: Tensor, step: int) -> float:
+    sampler = fastassoc.data.ClassBalancedBatchSampler(labels, samples_per_class=10, num_batches=5, ignore_index=-1)
+    fastassoc.data.ClassBalancedBatchSampler([0, 1, 1], 2, classes_per_batch=1, seed=3, num_replicas=2, rank=0)
+    sampler.set_epoch(1)
+    DataLoader(TensorDataset(images), batch_sampler=sampler, num_workers=2)
+    assert_type(len(sampler), int)
+    fastassoc.show_config()
+    return fastassoc.ramps.linear_rampup(step, 100) * fastassoc.ramps.sigmoid_rampup(step, 1e3)
+
+
 def specification(a: Tensor, b: Tensor, labels: Tensor) -> None:
     assert_type(fastassoc.__version__, str)
     assert_type(fastassoc.reference.walker_visit_loss(a, b, labels), Tensor)
@@ -104,4 +115,5 @@ def refused(a: Tensor, b: Tensor, labels: Tensor, name: str) -> None:
     WalkerVisitLoss(return_stats=True, backend="cuda")  # type: ignore[call-overload]
     WalkerVisitLoss()(a, b)  # type: ignore[call-arg]
     print(WalkerVisitLoss()(a, b, labels).p_correct)  # type: ignore[attr-defined]
+    fastassoc.data.ClassBalancedBatchSampler(labels, samples_per_class="ten")  # type: ignore[arg-type]
     print(fastassoc.walker_loss)  # type: ignore[attr-defined]
