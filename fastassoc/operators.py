@@ -158,7 +158,7 @@ def _for_each(
 ) -> list[Tensor]:
     """The operator for each problem of a batch, results stacked along a first dimension."""
     if batch == 0:
-        raise RuntimeError("fastassoc.walker_visit_loss does not support vmap over an empty batch")
+        raise RuntimeError("fastassoc's loss does not support vmap over an empty batch")
     results = []
     for index in range(batch):
         # A list of tensors has a list of dimensions.

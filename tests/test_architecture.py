@@ -15,7 +15,14 @@ ROOT = Path(__file__).parents[1]
 # the longest name that is its own or that of a package around it; a front is that module alone.
 FRONTS = ("fastassoc", "fastassoc.backends", "fastassoc.backends.cpu", "fastassoc.kernels")
 RULES: dict[str, tuple[str, ...]] = {
-    "fastassoc": ("fastassoc.api", "fastassoc.nn", "fastassoc.version", "fastassoc.reference"),
+    "fastassoc": (
+        "fastassoc.api", "fastassoc.nn", "fastassoc.data", "fastassoc.ramps", "fastassoc.configuration",
+        "fastassoc.version", "fastassoc.reference",
+    ),
+    "fastassoc.data": ("fastassoc.validation",),
+    "fastassoc.ramps": (),
+    # It says of every backend whether it can run.
+    "fastassoc.configuration": ("fastassoc.backends", "fastassoc.backends.cpu.native.machine", "fastassoc.version"),
     "fastassoc.version": (),
     "fastassoc.nn": ("fastassoc.api", "fastassoc.validation"),
     "fastassoc.api": (
@@ -49,7 +56,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "fastassoc.kernels.cpu": (),
     "fastassoc.kernels.triton": (),
     # Measurements and experiments see what users see, but for those that are about the kernels themselves.
-    "benchmarks": ("fastassoc", "fastassoc.reference"),
+    "benchmarks": ("fastassoc", "fastassoc.reference", "fastassoc.configuration"),
     **dict.fromkeys(
         (
             "benchmarks.compilation", "benchmarks.compile_report", "benchmarks.tune", "benchmarks.gpu.launches",
