@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Of the ELF format for x86-64: a flag and types of sections, and the types of relocation R_X86_64_PC32 and _PLT32.
 _ALLOCATED = 0x2
@@ -110,6 +110,6 @@ def compile_module(ir: str, processor: str) -> bytes:
         for part in ("TargetInfo", "Target", "TargetMC", "AsmPrinter"):
             getattr(library, f"LLVMInitializeX86{part}")()
     # No features and no flags, no fused products but ours, an object file, addresses as they are.
-    arguments = ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True, False
+    arguments: tuple[Any, ...] = ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True, False
     elf: bytes = llvm.translate_to_asm(*arguments[: 8 if version >= (3, 8) else 7])
     return elf
