@@ -297,7 +297,7 @@ NO_LONGER = "it could not be compiled or loaded"
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None", "pip install triton"),
+        ("sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None", "pip install 'triton<3.10'"),
         ("pathlib.Path.glob = lambda self, pattern: iter(())", "needs a PyTorch with GNU OpenMP"),
         ("torch.backends.cpu.get_cpu_capability = lambda: 'DEFAULT'", "PyTorch reports the processor as DEFAULT"),
         ("platform.system = lambda: 'Darwin'", "this is Darwin on x86_64"),
