@@ -13,8 +13,8 @@ _PROGRAM, _SYMBOLS, _RELOCATIONS = 1, 2, 4
 _PC_RELATIVE = (2, 4)
 
 NEWEST = (3, 9)
-"""Of the versions of Triton that were tested. Its interface to LLVM is not a public one, and the call that 3.8 takes ends
-the process with 3.9: newer ones are not tried."""
+"""Of the versions of Triton that were tested. Its interface to LLVM is not a public one: the call that 3.8 takes ends
+the process with 3.9. Newer ones are not tried."""
 
 
 class _Section(NamedTuple):
