@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastassoc
+from fastassoc.kernels.cpu.machine_code import NEWEST
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +26,10 @@ def test_the_versions_of_python_are_those_of_the_metadata() -> None:
     classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', read("pyproject.toml"))
     assert f'requires-python = ">={classifiers[0]}"' in read("pyproject.toml")
     assert f"Python {classifiers[0]} to {classifiers[-1]}" in read("constraints.txt")
+
+
+def test_machine_code_is_installed_with_a_triton_that_it_takes() -> None:
+    assert f'cpu = ["triton>=3.6,<{NEWEST[0]}.{NEWEST[1] + 1};' in read("pyproject.toml")
 
 
 def test_constraints_name_each_package_once_for_each_python() -> None:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastassoc.kernels.cpu.machine_code import NEWEST
+
 
 class Machine(NamedTuple):
     """Machine code, and OpenMP's functions by address."""
@@ -96,7 +98,8 @@ def compile_machine(wide: bool) -> Machine:
     if not libraries:
         raise UnavailableError("it needs a PyTorch with GNU OpenMP; that from PyPI has it")
     if importlib.util.find_spec("triton") is None:
-        raise UnavailableError("it could run here, but Triton is missing: pip install triton")
+        major, minor = NEWEST
+        raise UnavailableError(f"it could run here, but Triton is missing: pip install 'triton<{major}.{minor + 1}'")
     try:
         from fastassoc.kernels.cpu import compile_kernels
 

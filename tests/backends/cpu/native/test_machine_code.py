@@ -297,11 +297,12 @@ NO_LONGER = "it could not be compiled or loaded"
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None", "pip install triton"),
+        ("sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None", "pip install 'triton<3.10'"),
         ("pathlib.Path.glob = lambda self, pattern: iter(())", "needs a PyTorch with GNU OpenMP"),
         ("torch.backends.cpu.get_cpu_capability = lambda: 'DEFAULT'", "PyTorch reports the processor as DEFAULT"),
         ("platform.system = lambda: 'Darwin'", "this is Darwin on x86_64"),
         # The compiler's interface is not a public one: another Triton may have none, or other functions.
+        ("import triton; triton.__version__ = '3.10.0'", f"{NO_LONGER} (RuntimeError: Triton 3.10.0 is newer than "),
         ("import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda: None", f"{NO_LONGER} (TypeError: "),
         ("import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda *_: ''", f"{NO_LONGER} (TypeError: "),
         ("import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda *_: b''", f"{NO_LONGER} (error: "),
