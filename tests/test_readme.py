@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.batches import Batch, useful_operations
+from fastassoc.kernels.cpu.machine_code import NEWEST
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -87,6 +88,18 @@ def test_commands_are_there(page: str) -> None:
     assert modules
     for module in modules:
         assert importlib.util.find_spec(module) is not None, module
+
+
+def test_supported_versions_are_those_of_the_code() -> None:
+    rows = {row[0]: row for row in table_below(FRONT, "## What runs where")}
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pythons = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', metadata)
+    assert rows["Python"][1] == f"{pythons[0]} to {pythons[-1]}"
+    (oldest,) = re.findall(r'"torch>=([\d.]+)"', metadata)
+    (newest,) = re.findall(r"^torch==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows["PyTorch from PyPI"][1] == f"{oldest} and {newest}"
+    (oldest,) = re.findall(r'^cpu = \["triton>=([\d.]+)', metadata, re.MULTILINE)
+    assert rows["Triton"][1] == f"{oldest} to {'.'.join(map(str, NEWEST))}"
 
 
 def timed_rows() -> dict[tuple[str, str], dict[str, str]]:
@@ -212,7 +225,7 @@ def test_predicted_times_are_the_models() -> None:
 def test_slow_distances_are_the_tables() -> None:
     # Differences over dot products.
     ratios = [float(row[4]) / float(row[1]) for row in table_below(BENCHMARKS, "## What exact squared distances cost")]
-    (most,) = re.findall(r'"euclidean" takes up to (\d+) times', FRONT)
+    (most,) = re.findall(r'"euclidean" takes up to \[(\d+) times', FRONT)
     assert 0.9 * int(most) < max(ratios) <= int(most)
 
 
