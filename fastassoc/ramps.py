@@ -1,7 +1,7 @@
-"""Weights that rise at the begin of a training, as plain functions of the step; both are factors from 0 to 1.
+"""Factors that rise from about 0 to 1 over the first steps of training, as plain functions of the step.
 
-Embeddings of a network that knows nothing yet associate at random. Many trainings therefore raise the weight of an
-association loss over their first steps: ``walker_weight=linear_rampup(step, 1000)``.
+A network that has learned nothing yet associates at random. Many trainings therefore raise the weight of an association
+loss over their first steps: ``walker_weight=linear_rampup(step, 1000)``.
 """
 
 from __future__ import annotations
