@@ -11,7 +11,6 @@ the quicker of PyTorch's libraries, and in the files also that of `torch.mm`.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import batches, report
+from benchmarks import batches, pictures, report
 from benchmarks.batches import Batch
 from benchmarks.environment import environment, memory_mib
 from benchmarks.providers import PROVIDERS
@@ -121,7 +120,7 @@ def shared(options: argparse.Namespace) -> Row:
 
 
 def run_times(suite: str, options: argparse.Namespace, about: Row) -> None:
-    """Times, table, files and plots of a suite."""
+    """Times, table, files and pictures of a suite."""
     sizes = {"paper": batches.PAPER, "large": batches.LARGE, "classes": batches.CLASSES}[suite]
     if options.largest is not None:
         sizes = tuple(batch for batch in sizes if batch.n * batch.m <= options.largest)
@@ -132,30 +131,8 @@ def run_times(suite: str, options: argparse.Namespace, about: Row) -> None:
             # A run that ends early leaves what it has.
             report.save(options.out, suite, rows, about)
     report.print_table(f"Forward and backward, suite {suite}", *report.timing_table(rows))
-    if options.out is None:
-        return
-    if not can_plot():
-        return
-    report.plot_floor(options.out / f"{suite}_floor.png", rows, f"Fraction of the floor: {about['device']}")
-    both = [row for row in rows if not row["provider"].endswith("_visit") and row["batch"][2] == 128]
-    time_axis = "forward + backward, ms"
-    if suite == "classes":
-        report.plot_lines(
-            options.out / "time_over_classes.png", both, lambda batch: batch.classes, "median_ms",
-            ("classes, of equal size", time_axis), "Time over the number of classes, 2048 x 8192, D = 128",
-        )  # fmt: skip
-    if suite == "large":
-        hundred = [row for row in both if Batch(*row["batch"]).classes == 100]
-        report.plot_lines(
-            options.out / "time_over_m.png", [row for row in hundred if row["batch"][0] == 1024],
-            lambda batch: batch.m, "median_ms", ("unlabelled samples M", time_axis),
-            "Time over M, N = 1024 in 100 classes, D = 128",
-        )  # fmt: skip
-        report.plot_lines(
-            options.out / "time_over_n.png", [row for row in hundred if row["batch"][1] == 8192],
-            lambda batch: batch.n, "median_ms", ("labelled samples N, in 100 classes", time_axis),
-            "Time over N, M = 8192, D = 128",
-        )  # fmt: skip
+    if options.out is not None:
+        pictures.draw(options.out)
 
 
 def run_memory(options: argparse.Namespace, about: Row) -> None:
@@ -179,21 +156,7 @@ def run_memory(options: argparse.Namespace, about: Row) -> None:
     report.save(options.out, "growth", growth, about | {"time_exponent": exponent})
     if found:
         report.save(options.out, "largest_batch", found, about)
-    if can_plot():
-        report.plot_lines(
-            options.out / "memory_over_m.png", [row for row in rows if row["batch"][0] == 1024],
-            lambda batch: batch.m, "resident_mib",
-            ("unlabelled samples M", "peak resident memory, MiB"),
-            "Peak memory beyond inputs and gradients, N = 1024, D = 128",
-        )  # fmt: skip
-
-
-def can_plot() -> bool:
-    """Whether matplotlib is installed; says so where it is not."""
-    if importlib.util.find_spec("matplotlib") is None:
-        print("matplotlib is not installed: no plots.", file=sys.stderr)
-        return False
-    return True
+    pictures.draw(options.out)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import fastassoc
+from fastassoc.configuration import processor
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -40,16 +41,6 @@ def commit() -> str:
     except OSError:  # git is not installed
         return "unknown"
     return described.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    """The processor's own name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def memory_mib() -> int:

@@ -1,4 +1,4 @@
-"""Results of the benchmark suites as tables, files and plots."""
+"""Results of the benchmark suites as tables and files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import csv
 import json
 import math
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from benchmarks.providers import PROVIDERS
 
 Row = dict[str, Any]
 _LABELS = {provider.name: provider.label for provider in PROVIDERS}
-_COLOURS = {provider.name: f"C{index}" for index, provider in enumerate(PROVIDERS)}
 
 
 def timing_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
@@ -106,74 +103,3 @@ def save(folder: Path, name: str, rows: list[Row], environment: Row) -> None:
         writer = csv.DictWriter(file, fieldnames=fields, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**dict.fromkeys(fields, ""), **row} for row in flat)
-
-
-def plot_lines(
-    path: Path,
-    rows: Iterable[Row],
-    x: Callable[[Batch], int],
-    value: str,
-    axes: tuple[str, str],
-    title: str,
-) -> None:
-    """One line for each provider, both axes logarithmic; nothing where fewer than two points are."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        if row.get(value) and row[value] > 0:
-            lines.setdefault(row["provider"], []).append((x(Batch(*row["batch"])), row[value]))
-    if max((len(points) for points in lines.values()), default=0) < 2:
-        return
-    figure, plot = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for name, points in lines.items():
-        points.sort()
-        width = 2.4 if name.startswith("fastassoc") else 1.5
-        plot.plot(
-            *zip(*points, strict=True), "o-", label=_LABELS[name], color=_COLOURS[name], linewidth=width, markersize=4
-        )
-    plot.set(xscale="log", yscale="log", xlabel=axes[0], ylabel=axes[1])
-    measured = sorted({place for points in lines.values() for place, _ in points})
-    plot.set_xticks(measured, [f"{place:,}" for place in measured])
-    plot.set_xticks([], minor=True)
-    plot.set_title(title, fontsize=11)
-    plot.grid(visible=True, which="both", alpha=0.2)
-    plot.legend(fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def plot_floor(path: Path, rows: list[Row], title: str) -> None:
-    """The fraction of the floor, a group of bars for each batch."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    timed = [row for row in rows if "floor_over_time" in row and not row["provider"].endswith("_visit")]
-    batches = list(dict.fromkeys(tuple(row["batch"]) for row in timed))
-    names = [name for name in _LABELS if any(row["provider"] == name for row in timed)]
-    if not batches:
-        return
-    figure, plot = plt.subplots(figsize=(7.4, 1.2 + 0.5 * len(batches)), layout="constrained")
-    height = 0.8 / len(names)
-    for index, name in enumerate(names):
-        points = [
-            (batches.index(tuple(row["batch"])) + (index + 0.5) * height - 0.4, row["floor_over_time"] * 100)
-            for row in timed
-            if row["provider"] == name
-        ]
-        places, percentages = zip(*points, strict=True)
-        plot.barh(places, percentages, height=height, label=_LABELS[name], color=_COLOURS[name])
-    plot.set_yticks(range(len(batches)), [textwrap.fill(Batch(*batch).label, 36) for batch in batches], fontsize=8)
-    plot.margins(y=0.01)
-    plot.invert_yaxis()
-    plot.set_xlabel("floor (useful operations at the\nrate of a large product), % of time")
-    figure.suptitle(title, fontsize=11)
-    plot.grid(visible=True, axis="x", alpha=0.3)
-    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)

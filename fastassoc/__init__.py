@@ -2,11 +2,24 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fastassoc.api import WalkStatistics, walker_visit_loss
+from fastassoc import data, ramps
+from fastassoc.api import WalkerVisitLosses, WalkStatistics, walker_visit_loss, walker_visit_losses
+from fastassoc.configuration import show_config
 from fastassoc.nn import WalkerVisitLoss
 from fastassoc.version import __version__
 
-__all__ = ["WalkStatistics", "WalkerVisitLoss", "__version__", "reference", "walker_visit_loss"]
+__all__ = [
+    "WalkStatistics",
+    "WalkerVisitLoss",
+    "WalkerVisitLosses",
+    "__version__",
+    "data",
+    "ramps",
+    "reference",
+    "show_config",
+    "walker_visit_loss",
+    "walker_visit_losses",
+]
 
 if TYPE_CHECKING:
     from fastassoc import reference

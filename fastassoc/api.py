@@ -1,9 +1,9 @@
-"""The public function and its statistics."""
+"""The public functions and their statistics."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from fastassoc.computation import Call, own_precision
 from fastassoc.validation import Backend, Similarity
 
 _TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
+
+
+class WalkerVisitLosses(NamedTuple):
+    """The two terms without weights: 0-d, float32 (float64 for float64 inputs), both differentiable."""
+
+    walker: Tensor
+    """The walker loss (eq 6, 7)."""
+    visit: Tensor
+    """The visit loss (eq 8, 10)."""
 
 
 class WalkStatistics(NamedTuple):
@@ -169,6 +178,142 @@ def walker_visit_loss(
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017; values and gradients follow the
     authors' implementation.
     """
+    walker_term, visit_term, *statistics = _terms(
+        a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend
+    )
+    if _is_zero(walker_weight) and _is_zero(visit_weight):
+        # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
+        dtype = _accumulation_dtype(a, b)
+        loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0
+    else:
+        loss = _weighted(walker_term, walker_weight, visit_term, visit_weight)
+    if not return_stats:
+        return loss
+    assert walker_term is not None
+    assert visit_term is not None
+    return loss, WalkStatistics(walker_term.detach(), visit_term.detach(), *statistics)
+
+
+@overload
+def walker_visit_losses(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    similarity: Similarity = ...,
+    temperature: float | Tensor = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_stats: Literal[False] = ...,
+    backend: Backend = ...,
+) -> WalkerVisitLosses: ...
+
+
+@overload
+def walker_visit_losses(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    similarity: Similarity = ...,
+    temperature: float | Tensor = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_stats: Literal[True],
+    backend: Backend = ...,
+) -> tuple[WalkerVisitLosses, WalkStatistics]: ...
+
+
+@overload
+def walker_visit_losses(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    similarity: Similarity = ...,
+    temperature: float | Tensor = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_stats: bool,
+    backend: Backend = ...,
+) -> WalkerVisitLosses | tuple[WalkerVisitLosses, WalkStatistics]: ...
+
+
+def walker_visit_losses(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    similarity: Similarity = "dot",
+    temperature: float | Tensor = 1.0,
+    eps: float = 1e-8,
+    ignore_index: int | None = None,
+    return_stats: bool = False,
+    backend: Backend = "auto",
+) -> WalkerVisitLosses | tuple[WalkerVisitLosses, WalkStatistics]:
+    r"""Both terms of `walker_visit_loss`, each by itself, from one pass.
+
+        walker    = -mean_i mean_{k: label_k = label_i} log((eps + p_aba_ik) / (1 + N eps))          eq 6, 7
+        visit     = -mean_j log((eps + visit_j) / (1 + M eps))                                       eq 8, 10
+
+    in the notation of `walker_visit_loss`, which is their weighted sum. Use this function where the terms are needed
+    apart, for example to balance them by their gradients. It takes as long as `walker_visit_loss`. A backward pass
+    through one term does the work of that term alone. Two backward passes, one through each term, take longer than one
+    through their sum.
+
+    Args:
+        a: [N, D] embeddings of labelled samples; float16, bfloat16, float32 or float64.
+        b: [M, D] embeddings of unlabelled samples, dtype and device of ``a``.
+        labels: [N], any integer or bool dtype.
+        similarity: "dot", "cosine" or "euclidean".
+        temperature: divides the similarities; a tensor of one element receives a gradient.
+        eps: from 0 to 1, added to probabilities before the logarithm.
+        ignore_index: rows of ``a`` with this label take no part.
+        return_stats: also return `WalkStatistics`.
+        backend: "auto", "cpu" or "triton".
+
+    What these arguments mean in full, and precision, memory, determinism, derivatives and errors, are as described for
+    `walker_visit_loss`. NaN or infinity in ``a`` or ``b`` gives NaN in at least one of the terms.
+
+    Returns:
+        `WalkerVisitLosses`, the pair ``(walker, visit)``: 0-d, float32 (float64 for float64 inputs). With
+        ``return_stats`` the pair ``(losses, statistics)``.
+
+    Raises:
+        TypeError: an argument of the wrong type, dtype or layout.
+        ValueError: an argument of the wrong shape or value.
+        RuntimeError: tensors on different devices, a backend that cannot run here, a tensor whose memory was released.
+
+    Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017.
+    """
+    walker, visit, *statistics = _terms(
+        a, b, labels, 1.0, 1.0, similarity, temperature, eps, ignore_index, return_stats, backend
+    )
+    assert walker is not None
+    assert visit is not None
+    losses = WalkerVisitLosses(walker, visit)
+    if not return_stats:
+        return losses
+    return losses, WalkStatistics(walker.detach(), visit.detach(), *statistics)
+
+
+def _terms(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    walker_weight: float | Tensor,
+    visit_weight: float | Tensor,
+    similarity: Similarity,
+    temperature: float | Tensor,
+    eps: float,
+    ignore_index: int | None,
+    return_stats: bool,
+    backend: Backend,
+) -> tuple[Any, ...]:
+    """The walker and the visit term without weights, then, with ``return_stats``, what only statistics want.
+
+    A term of weight 0 is None, unless statistics want it.
+    """
     compiling = torch.compiler.is_compiling()
     by_operators = compiling or operators.needed(a, b, labels, walker_weight, visit_weight, temperature)
     transformed = by_operators and not compiling and torch._C._are_functorch_transforms_active()
@@ -177,9 +322,8 @@ def walker_visit_loss(
     )
     validation.check_embeddings(a, b)
     validation.check_labels(labels, a)
-    walker_weight, visit_weight, temperature = (
-        x.reshape(()) if isinstance(x, Tensor) else x for x in (walker_weight, visit_weight, temperature)
-    )
+    if isinstance(temperature, Tensor):
+        temperature = temperature.reshape(())
     if ignore_index is not None and ignore_index < 0 and not labels.dtype.is_signed:
         # Nor may the largest unsigned numbers become it.
         ignore_index = None
@@ -188,21 +332,15 @@ def walker_visit_loss(
         chosen = choose_backend(backend, a.device)
         validation.check_memory(a=a, b=b, labels=labels)
 
-    dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+    dtype = _accumulation_dtype(a, b)
     if eps < (_TINY_FLOAT64 if dtype == torch.float64 else _TINY_FLOAT32):
         eps = 0.0
     if a.dtype != b.dtype:
         validation.check_mixed_dtypes(a, b)
         a, b = a.to(dtype), b.to(dtype)
-    walker, visit = not _is_zero(walker_weight), not _is_zero(visit_weight)
-    no_loss = None
+    walker, visit = return_stats or not _is_zero(walker_weight), return_stats or not _is_zero(visit_weight)
     if not walker and not visit:
-        # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
-        no_loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0
-        if not return_stats:
-            return no_loss
-    if return_stats:
-        walker = visit = True
+        return None, None
     # Squared distances take a temperature that is learned themselves, for their precision depends on it.
     scale, divisor = 1.0, None
     if similarity == "cosine":
@@ -222,15 +360,13 @@ def walker_visit_loss(
     if chosen is None:
         operator = OperatorFunction.apply if transformed else operators.losses
         walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
-        outputs = (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
-    else:
-        call = Call(chosen, labels, *options)
-        outputs = WalkerVisitFunction.apply(a, b, divisor, call)
-    walker_term, visit_term, *rest = outputs
-    loss = no_loss if no_loss is not None else _weighted(walker_term, walker_weight, visit_term, visit_weight)
-    if not return_stats:
-        return loss
-    return loss, WalkStatistics(walker_term.detach(), visit_term.detach(), *rest)
+        return (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
+    outputs: tuple[Any, ...] = WalkerVisitFunction.apply(a, b, divisor, Call(chosen, labels, *options))
+    return outputs
+
+
+def _accumulation_dtype(a: Tensor, b: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
 
 
 def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -265,5 +401,5 @@ def _weighted(
 
 def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:
     if isinstance(weight, Tensor):
-        return (term * weight).to(term.dtype)
+        return (term * weight.reshape(())).to(term.dtype)
     return term if weight == 1.0 else term * float(weight)

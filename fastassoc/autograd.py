@@ -24,7 +24,7 @@ class _ReverseOnly(torch.autograd.Function):
     def jvp(ctx: Any, *_: Any) -> Any:
         """Raises."""
         raise RuntimeError(
-            "fastassoc.walker_visit_loss has no forward-mode derivative (jvp, jacfwd, hessian); "
+            "fastassoc's loss has no forward-mode derivative (jvp, jacfwd, hessian); "
             "torch.func.jacrev, and jacrev of jacrev for second derivatives, give the same"
         )
 
@@ -73,7 +73,7 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
     for x in (grad_walker, grad_visit):
         if x is not None and torch._C._functorch.is_legacy_batchedtensor(x):
             raise RuntimeError(
-                "fastassoc.walker_visit_loss does not support is_grads_batched=True, nor vectorize=True in "
+                "fastassoc's loss does not support is_grads_batched=True, nor vectorize=True in "
                 "torch.autograd.functional: torch.func.jacrev and torch.func.vmap do the same"
             )
     again, watched = torch.is_grad_enabled(), operators.needed(grad_walker, grad_visit)
@@ -84,7 +84,7 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
         ), None
     if ctx.labels_version is None or call.labels._version != ctx.labels_version:
         raise RuntimeError(
-            "labels were changed in place between the forward pass of fastassoc.walker_visit_loss and a backward pass "
+            "labels were changed in place between the forward pass of fastassoc's loss and a backward pass "
             "with create_graph=True or under a transform, or were made under inference_mode: pass a copy of them"
         )
     options = call.ignore_index, call.scale, call.euclidean, call.eps, call.walker, call.visit

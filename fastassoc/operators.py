@@ -39,7 +39,14 @@ def _saved_dtypes(a: Tensor, euclidean: bool, backend: str) -> list[torch.dtype]
     return choose_backend(backend, a.device).saved_dtypes(met, dtype)
 
 
-@torch.library.custom_op("fastassoc::losses", mutates_args=())
+# Schemas are written out, for PyTorch 2.6 does not derive them from these annotations.
+@torch.library.custom_op(
+    "fastassoc::losses",
+    mutates_args=(),
+    schema="(Tensor a, Tensor b, Tensor? temperature, Tensor labels, SymInt? ignore_index, float scale, "
+    "bool euclidean, float eps, bool walker, bool visit, bool statistics, bool needs_gradient, str backend) "
+    "-> Tensor[]",
+)
 def losses(
     a: Tensor,
     b: Tensor,
@@ -95,7 +102,13 @@ def _unknown_size(a: Tensor) -> Any:
     return torch.library.get_ctx().new_dynamic_size() if mode is None or mode.shape_env is not None else 0
 
 
-@torch.library.custom_op("fastassoc::losses_backward", mutates_args=())
+@torch.library.custom_op(
+    "fastassoc::losses_backward",
+    mutates_args=(),
+    schema="(Tensor a, Tensor b, Tensor? temperature, Tensor? grad_walker, Tensor? grad_visit, Tensor labels, "
+    "SymInt? ignore_index, float scale, bool euclidean, float eps, bool walker, bool visit, str backend, "
+    "Tensor[] saved, bool[] needs) -> Tensor[]",
+)
 def losses_backward(
     a: Tensor,
     b: Tensor,
@@ -158,7 +171,7 @@ def _for_each(
 ) -> list[Tensor]:
     """The operator for each problem of a batch, results stacked along a first dimension."""
     if batch == 0:
-        raise RuntimeError("fastassoc.walker_visit_loss does not support vmap over an empty batch")
+        raise RuntimeError("fastassoc's loss does not support vmap over an empty batch")
     results = []
     for index in range(batch):
         # A list of tensors has a list of dimensions.

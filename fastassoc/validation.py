@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def check_unchanged(expected: list[Form], tensors: tuple[Tensor | None, ...]) ->
         number = next(number for number, form in enumerate(expected) if found[number] != form)
         name = _NAMES[number] if number < len(_NAMES) else "a tensor saved by the forward pass"
         raise RuntimeError(
-            f"{name} changed between the forward and the backward pass of fastassoc.walker_visit_loss: "
+            f"{name} changed between the forward and the backward pass of fastassoc's loss: "
             f"it was {_described(expected[number])}, and is {_described(found[number])}"
         )
     # What the forward pass made itself nobody else frees.
@@ -176,6 +177,38 @@ def check_rows_left(rows: int, ignore_index: int) -> None:
     """At least one labelled row starts a walk."""
     if rows == 0:
         raise ValueError(f"every label equals ignore_index={ignore_index}; at least one row of a must take part")
+
+
+def checked_sample_labels(labels: Any) -> np.ndarray[Any, Any]:
+    """The labels of a data set as int64 [N]; one at least."""
+    try:
+        x = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"labels must be a tensor, an array or a sequence of integers; got {type(labels).__name__} ({error})"
+        ) from error
+    if x.ndim != 1:
+        raise ValueError(f"labels must have 1 dimension, one label per sample; got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError("labels must not be empty")
+    if x.is_floating_point() or x.is_complex():
+        raise TypeError(f"labels must be of an integer or bool dtype; got {x.dtype}")
+    return x.detach().cpu().to(torch.int64).numpy()
+
+
+def check_samples_left(samples: int, ignore_index: int) -> None:
+    """At least one sample can be drawn."""
+    if samples == 0:
+        raise ValueError(f"every label equals ignore_index={ignore_index}; at least one sample must take part")
+
+
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """An integer within bounds."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if int(value) < least or (most is not None and int(value) > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {bounds}; got {value}")
 
 
 def _check_tensor(name: str, x: Any) -> None:

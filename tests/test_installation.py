@@ -17,6 +17,9 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
+KERNELS = (ROOT / "fastassoc" / "kernels").resolve()
+"""In a source distribution a folder, in the repository a link to one."""
+DOCUMENTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "constraints.txt")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
 PACKAGES = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
 """Where torch and the tools are; nothing of the project, for an editable installation adds another folder."""
@@ -38,12 +41,25 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, for a build leaves files beside the sources."""
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path_factory.mktemp("repository")
-    ignore = shutil.ignore_patterns("__pycache__", "results", "gold")
-    for name in ("benchmarks", "fastassoc", "kernels", "tests"):
+    ignore = shutil.ignore_patterns("__pycache__", "*.png", "*.egg-info")
+    for name in ("benchmarks", "fastassoc", "tests"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
-    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"):
+    if KERNELS.parent == ROOT:
+        shutil.copytree(KERNELS, copy / "kernels", ignore=ignore)
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", *DOCUMENTS):
         shutil.copy2(ROOT / name, copy / name)
     return copy
+
+
+@pytest.fixture(scope="module")
+def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, as one who downloads it finds it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(build("sdist", source, folder)) as archive:
+        assert all(member.isfile() or member.isdir() for member in archive.getmembers())
+        archive.extractall(folder, filter="data")
+    (root,) = (path for path in folder.iterdir() if path.is_dir())
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +100,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def package_files() -> Iterator[str]:
-    for folder, package in ((ROOT / "fastassoc", "fastassoc"), (ROOT / "kernels", "fastassoc/kernels")):
+    for folder, package in ((ROOT / "fastassoc", "fastassoc"), (KERNELS, "fastassoc/kernels")):
         for path in (*folder.rglob("*.py"), *folder.rglob("py.typed")):
             yield f"{package}/{path.relative_to(folder).as_posix()}"
 
@@ -98,15 +114,17 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert {name for name in contents(wheel) if ".dist-info/" not in name} == set(package_files())
 
 
-def test_the_source_distribution_makes_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
-    with tarfile.open(build("sdist", source, tmp_path)) as archive:
-        members = archive.getmembers()
-        archive.extractall(tmp_path, filter="data")
-    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    assert all(member.isfile() or member.isdir() for member in members)
+def test_the_source_distribution_makes_the_same_wheel(unpacked: Path, wheel: Path, tmp_path: Path) -> None:
     metadata = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "fastassoc.egg-info", "pyproject.toml", "setup.cfg"}
-    assert {path.name for path in unpacked.iterdir()} == {"fastassoc", *metadata}
+    folders = {"fastassoc", "benchmarks", "tests"}
+    assert {path.name for path in unpacked.iterdir()} == {*folders, *metadata, *DOCUMENTS}
     assert contents(build("wheel", unpacked, tmp_path)) == contents(wheel)
+
+
+def test_the_source_distribution_passes_its_tests(unpacked: Path) -> None:
+    """Some that need files beside the code: results of the original implementation, and what is imported from where."""
+    chosen = ("test_gold.py", "test_architecture.py", "test_data.py", "test_versions.py")
+    run(sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in chosen), cwd=unpacked)
 
 
 def test_an_installation_imports_from_any_folder(installation: Installation, tmp_path: Path) -> None:

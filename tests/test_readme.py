@@ -1,48 +1,138 @@
-"""The figures of the README are those of the committed results."""
+"""The READMEs: their code runs, their links lead somewhere, and their figures are those of the committed results."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.batches import Batch, useful_operations
+from fastassoc.kernels.cpu.machine_code import NEWEST
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+FRONT, BENCHMARKS = (
+    (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", Path("benchmarks") / "README.md")
+)
+PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 
 
 def read_results(name: str) -> list[dict[str, str]]:
-    with (ROOT / "benchmarks" / "results" / name).open(encoding="utf-8") as file:
+    with (RESULTS / name).open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def table_below(heading: str) -> list[list[str]]:
+def table_below(page: str, heading: str) -> list[list[str]]:
     """The rows of the first table below ``heading``, as cells."""
-    (table,) = re.findall(r"(?:^\|.*\n)+", README[README.index(heading) :], re.MULTILINE)[:1]
+    (table,) = re.findall(r"(?:^\|.*\n)+", page[page.index(heading) :], re.MULTILINE)[:1]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def test_times_are_the_suites() -> None:
-    times = {
+def sentences(page: str) -> str:
+    """Its text without line breaks."""
+    return " ".join(page.split())
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(FRONT.splitlines()) < 150
+
+
+@pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", FRONT, re.DOTALL | re.MULTILINE))
+def test_code_runs_as_it_stands(code: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    # What it logs shows that it learns.
+    losses, correct = (
+        [float(x) for x in re.findall(rf"{name} ([\d.]+)", done.stdout)] for name in ("loss", "p_correct")
+    )
+    assert losses[-1] < losses[0], done.stdout
+    assert correct[-1] > max(correct[0], 0.75), done.stdout
+
+
+def slug(heading: str) -> str:
+    """The name under which a heading is linked to."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    assert links or page == "CONTRIBUTING.md"
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_there(page: str) -> None:
+    modules = re.findall(r"python3? -m ([a-z_.]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert modules
+    for module in modules:
+        assert importlib.util.find_spec(module) is not None, module
+
+
+def test_supported_versions_are_those_of_the_code() -> None:
+    rows = {row[0]: row for row in table_below(FRONT, "## What runs where")}
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pythons = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', metadata)
+    assert rows["Python"][1] == f"{pythons[0]} to {pythons[-1]}"
+    (oldest,) = re.findall(r'"torch>=([\d.]+)"', metadata)
+    (newest,) = re.findall(r"^torch==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"\d+\.\d+", rows["PyTorch from PyPI"][1]) == [newest, oldest]
+    (oldest,) = re.findall(r'^cpu = \["triton>=([\d.]+)', metadata, re.MULTILINE)
+    assert rows["Triton"][1] == f"{oldest} to {'.'.join(map(str, NEWEST))}"
+
+
+def timed_rows() -> dict[tuple[str, str], dict[str, str]]:
+    """Rows of the suites at D = 128 without anything special, by batch and contender."""
+    return {
         (f"{row['n']} x {row['m']}, {row['classes']}", row["provider"]): row
         for row in read_results("paper.csv") + read_results("large.csv")
         if (row["d"], row["scale"], row["unbalanced"], row.get("new_labels", "False"))
         == ("128", "0.55", "False", "False")
     }
-    rows = table_below("## Speed and memory on a CPU")
+
+
+def test_times_are_the_suites() -> None:
+    times = timed_rows()
+    rows = table_below(BENCHMARKS, "## Speed on a CPU")
     assert len(rows) == 9
-    for name, mine, eager, over_eager, compiled, over_compiled, floor in rows:
+    for name, mine, eager, over_eager, compiled, over_compiled, limit in rows:
         medians = {x: float(times[name, x]["median_ms"]) for x in ("fastassoc", "eager", "compiled")}
         for written, provider in ((mine, "fastassoc"), (eager, "eager"), (compiled, "compiled")):
             assert float(written) == pytest.approx(medians[provider], rel=0.01), (name, provider)
         # That against eager code is a median of ratios; both are written with one decimal.
         assert over_eager == f"{float(times[name, 'fastassoc']['times_eager']):.1f}", name
         assert float(over_compiled) == pytest.approx(medians["compiled"] / medians["fastassoc"], abs=0.051), name
-        assert floor == f"{float(times[name, 'fastassoc']['floor_over_time']):.0%}"
+        assert limit == f"{float(times[name, 'fastassoc']['floor_over_time']):.0%}"
+    short = table_below(FRONT, "## Speed")
+    assert len(short) == 4
+    long = {row[0]: [row[1], row[2], row[4]] for row in rows}
+    for name, *written in short:
+        assert written == long[name]
+    small, middle = (float(times[name, "fastassoc"]["times_eager"]) for name in ("100 x 100, 10", "1000 x 1000, 10"))
+    text = sentences(FRONT)
+    assert f"{small:.1f} times as fast as the usual PyTorch code at batches of 100 + 100" in text
+    assert f"{middle:.1f} times as fast at 1,000 + 1,000" in text
 
 
 def test_peaks_are_the_suites() -> None:
@@ -51,36 +141,38 @@ def test_peaks_are_the_suites() -> None:
         for row in read_results("memory.csv")
         if row["classes"] == "10"
     }
-    rows = table_below("Peak memory of one step beyond")
+    rows = table_below(BENCHMARKS, "## Memory on a CPU")
     assert len(rows) == 3
     for name, _, *written in rows:
         providers = ("fastassoc", "eager", "compiled", "chunked")
         assert written == [f"{peaks[name, provider]:.0f}" for provider in providers]
+    mine, eager = (peaks["2048 x 65536", provider] for provider in ("fastassoc", "eager"))
+    assert f"at 2048 x 65536 is {mine:.0f} MiB, of eager code {eager:,.0f}" in sentences(FRONT)
 
 
 def test_figures_in_sentences_are_the_suites() -> None:
-    text = " ".join(README.split())
+    text = sentences(BENCHMARKS)
     largest = {row["provider"]: int(row["m"]) for row in read_results("largest_batch.csv")}
     assert f"a step took {largest['fastassoc'] / 1e6:.1f} million unlabelled samples" in text
     eager, chunked = (f"{round(largest[name], -3):,}" for name in ("eager", "chunked"))
     assert largest["compiled"] == largest["eager"]
     assert f"`torch.compile` of it take {eager}, checkpointed chunks {chunked}." in text
-    growth = json.loads((ROOT / "benchmarks" / "results" / "growth.json").read_text(encoding="utf-8"))
+    growth = json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))
     last = growth["rows"][-1]
     assert f"the power of {growth['environment']['time_exponent']:.2f} from 62,500 to {last['batch'][1]:,}" in text
     assert f"gradients is {last['resident_mib']:.0f} MiB" in text
     ratios = [row for row in read_results("paper.csv") if row["provider"] == "fastassoc"]
     large_logits = [f"{float(row['times_eager']):.0f}" for row in ratios if row["scale"] != "0.55"]
-    assert f"it is {' and '.join(large_logits)} times slower" in text
+    assert f"eager code is still {' and '.join(large_logits)} times slower" in text
     timed = [row for row in read_results("large.csv") if int(row["n"]) * int(row["m"]) >= 2048 * 16384]
     timed = [row for row in timed if row["provider"] == "fastassoc" and row["n"] != "1024"]
     assert len(timed) >= 7
-    assert f"would be {min(float(row['mm_floor_over_time']) for row in timed):.0%} of the time and more" in text
+    assert f"would be at {min(float(row['mm_floor_over_time']) for row in timed):.0%} of the limit and more" in text
     for batch in (Batch(512, 1_000_000), Batch(4096, 65536, classes=100)):
         useful = useful_operations(batch)
         # Scores three times instead of once.
         most = useful / (useful + 4 * batch.n * batch.m * batch.d)
-        assert f"at the full rate of a large product they would reach {most:.0%}." in text
+        assert f"these rows could not be above {most:.0%}." in text
     for column in ("mm_gflops", "product_gflops"):
         rates = [float(row[column]) for row in read_results("large.csv")]
         assert f"{min(rates):.0f} to {max(rates):.0f}" in text
@@ -102,16 +194,47 @@ def test_figures_in_sentences_are_the_suites() -> None:
 
 def test_errors_are_the_experiments() -> None:
     rows = read_results("experiments/table3.csv")
-    medians = {(row["labelled digits"], row["unlabelled digits"]): float(row["median"]) for row in rows}
-    written = table_below("## The paper's experiments")
-    assert [row[0] for row in written] == ["20", "100", "1,000"]
-    for labelled, *errors in written:
-        for unlabelled, error in zip(("0", "1,000", "all"), errors, strict=True):
-            assert error == f"{medians[labelled, unlabelled]:.1f}"
+    error = {(row["labelled digits"], row["unlabelled digits"]): f"{float(row['median']):.1f}" for row in rows}
+    text = sentences(FRONT)
+    few, hundred, many = (f"from {error[labels, '0']} to {error[labels, 'all']} %" for labels in ("20", "100", "1,000"))
+    assert f"{few} with 20 labels, {hundred} with 100 and {many} with 1,000" in text
+    rows = read_results("experiments/table4.csv")
+    assert [row["visit weight"] for row in rows] == ["0", "0.25", "0.5", "1"]
+    medians = ", ".join(f"{float(row['median']):.1f}" for row in rows)
+    assert f"{medians} % here" in text
 
 
 def test_mnist_errors_are_the_commands() -> None:
-    text = (ROOT / "benchmarks" / "results" / "mnist" / "results.json").read_text(encoding="utf-8")
-    for name, error in table_below("## What 4,000 unlabelled digits are worth"):
-        (errors,) = re.findall(rf'"{name}": {{\s*"steps".*?"test_error_percent": \[(.*?)\]', text, re.DOTALL)
+    record = (RESULTS / "mnist" / "results.json").read_text(encoding="utf-8")
+    last = []
+    for name, error in table_below(BENCHMARKS, "## The MNIST demo"):
+        (errors,) = re.findall(rf'"{name}": {{\s*"steps".*?"test_error_percent": \[(.*?)\]', record, re.DOTALL)
         assert error == f"{float(errors.split(',')[-1]):.1f} %"
+        last.append(error)
+    assert f"from {' to '.join(last)}" in sentences(FRONT)
+
+
+def test_predicted_times_are_the_models() -> None:
+    report = (RESULTS / "compiled_code.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| H100 \| bf16 \| 4096 x 65536, 100 \|(.*)$", report, re.MULTILINE)
+    predicted = row.split("|")[1].strip()
+    assert f"{predicted} ms for 4,096 x 65,536 samples in bf16 on an H100" in sentences(FRONT)
+    assert f"{predicted} ms for a step of 4096 x 65536" in sentences(BENCHMARKS)
+
+
+def test_slow_distances_are_the_tables() -> None:
+    # Differences over dot products.
+    ratios = [float(row[4]) / float(row[1]) for row in table_below(BENCHMARKS, "## What exact squared distances cost")]
+    (most,) = re.findall(r'"euclidean" takes up to \[(\d+) times', FRONT)
+    assert 0.9 * int(most) < max(ratios) <= int(most)
+
+
+def test_constants_of_the_losses() -> None:
+    # The range of cosines at temperature 1, and the lowest walker loss with 5 samples of each class in the batch.
+    assert f"more than {math.exp(2):.1f} times as often" in sentences(FRONT)
+    assert f"log 5 = {math.log(5):.2f}" in sentences(FRONT)
+    # What divergences leave out: `tests/test_ports.py` holds the formula.
+    sizes = torch.bincount(torch.arange(64) % 3).double()
+    three = (sizes * sizes.log()).sum().item() / 64
+    for visit_weight, of_classes, m, batch in ((0.1, math.log(10), 1000, "100 x 1000"), (1.0, three, 64, "64 x 64")):
+        assert f"{of_classes + visit_weight * math.log(m):.2f} at {batch}" in sentences(FRONT)

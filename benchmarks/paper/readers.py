@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import INSTALL_DEMO
+
 UInt8Array = npt.NDArray[np.uint8]
 
 MNIST_SIDE = 28
@@ -156,9 +158,7 @@ def import_or_explain(module: str, use: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DataError(
-            f"{use}, which cannot be imported ({error}); install it with 'pip install fastassoc[demo]'"
-        ) from error
+        raise DataError(f"{use}, which cannot be imported ({error}); to install it: {INSTALL_DEMO}") from error
 
 
 def require_folder(folder: Path) -> None:

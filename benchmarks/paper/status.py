@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from benchmarks import INSTALL_DEMO
 from benchmarks.paper.data import DataError
 from benchmarks.paper.training import DivergenceError
 
@@ -24,7 +25,7 @@ def run(module: str, work: Callable[[], None], out: Path, *, interrupted: str) -
     except KeyboardInterrupt:
         message, status = interrupted, EXIT_INTERRUPTED
     except ModuleNotFoundError as error:
-        message = f"the package {error.name} is missing; to install it: pip install fastassoc[demo]"
+        message = f"the package {error.name} is missing; to install it: {INSTALL_DEMO}"
         status = EXIT_UNUSABLE
     except DataError as error:
         message, status = str(error), EXIT_UNUSABLE

@@ -21,8 +21,13 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             raise RuntimeError("backend 'triton' cannot run: the package triton is not installed")
-        from fastassoc.backends import triton
-
+        try:
+            from fastassoc.backends import triton
+        except (ImportError, AttributeError) as error:
+            raise RuntimeError(
+                "backend 'triton' cannot run: its kernels are tested with Triton 3.6 to 3.9, and the one installed "
+                f"lacks what they need ({error})"
+            ) from error
         triton.check_can_run(device)
         return triton
     raise RuntimeError(f"backend {name!r} cannot run on {device}: it takes tensors on the CPU only")

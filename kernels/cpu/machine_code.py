@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Of the ELF format for x86-64: a flag and types of sections, and the types of relocation R_X86_64_PC32 and _PLT32.
 _ALLOCATED = 0x2
 _PROGRAM, _SYMBOLS, _RELOCATIONS = 1, 2, 4
 _PC_RELATIVE = (2, 4)
+
+NEWEST = (3, 9)
+"""Of the versions of Triton that were tested. Its interface to LLVM is not a public one: the call that 3.8 takes ends
+the process with 3.9. Newer ones are not tried."""
 
 
 class _Section(NamedTuple):
@@ -91,9 +95,22 @@ def _sections(elf: bytes) -> list[_Section]:
 
 
 def compile_module(ir: str, processor: str) -> bytes:
-    """Functions in LLVM IR as an object file, for `Library`."""
+    """Functions in LLVM IR as an object file, for `Library`; RuntimeError for a Triton that is newer than `NEWEST`."""
+    import triton
+    from triton._C import libtriton
     from triton._C.libtriton import llvm
 
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    if version > NEWEST:
+        newest = ".".join(map(str, NEWEST))
+        raise RuntimeError(f"Triton {triton.__version__} is newer than {newest}, the newest that was tested")
     llvm.init_targets()
-    elf: bytes = llvm.translate_to_asm(ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True)
+    if version >= (3, 9):
+        # From here on Triton leaves x86-64 out, and crashes without it.
+        library = ctypes.CDLL(libtriton.__file__)
+        for part in ("TargetInfo", "Target", "TargetMC", "AsmPrinter"):
+            getattr(library, f"LLVMInitializeX86{part}")()
+    # No features and no flags, no fused products but ours, an object file, addresses as they are.
+    arguments: tuple[Any, ...] = ir, "x86_64-unknown-linux-gnu", processor, "", [], False, True, False
+    elf: bytes = llvm.translate_to_asm(*arguments[: 8 if version >= (3, 8) else 7])
     return elf

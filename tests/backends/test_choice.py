@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,6 +21,26 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         fastassoc.walker_visit_loss(A, B, LABELS, backend="triton")
     with pytest.raises(RuntimeError, match="package triton is not installed"):
         choose_backend("auto", torch.device("cuda"))
+
+
+def test_with_a_triton_that_lacks_what_kernels_need() -> None:
+    """In a process of its own: kernels are made once."""
+    pytest.importorskip("triton")
+    script = """
+import torch, triton, fastassoc
+del triton.constexpr_function
+x, labels = torch.eye(4), torch.arange(4)
+for backend in ("triton", "triton", "auto"):
+    try:
+        fastassoc.walker_visit_loss(x, x, labels, backend=backend)
+    except RuntimeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("'triton' cannot run" in line and "Triton 3.6 to 3.9" in line for line in lines)
+    assert all("constexpr_function" in line for line in lines)
 
 
 def test_without_a_gpu_or_the_interpreter() -> None:

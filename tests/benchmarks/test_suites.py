@@ -20,12 +20,13 @@ from torch import Tensor
 
 import benchmarks.__main__ as suites
 import benchmarks.chunked
-from benchmarks import batches, environment, providers, report, worker
+from benchmarks import batches, environment, pictures, providers, report, worker
 from benchmarks.batches import Batch
 from fastassoc import reference
 from tests.cases import assert_close, evaluate, make_case
 
 pytest.importorskip("tqdm")
+ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
 
 
@@ -162,17 +163,48 @@ def test_growth_exponent() -> None:
     assert math.isnan(report.growth_exponent(rows[:1], "x"))
 
 
-def test_plots(tmp_path: Path) -> None:
+def test_pictures_are_drawn_from_saved_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    rows = [
-        {"batch": list(Batch(8, m)), "provider": name, "median_ms": float(m), "floor_over_time": 0.1}
-        for m in (10, 100)
-        for name in ("fastassoc", "eager")
+    names = ("speedup", "speedup_small", "speedup_shapes", "time_over_m", "time_over_n", "time_over_classes")
+    expected = {f"{name}.png" for name in (*names, "memory_over_m")}
+    results = ROOT / "benchmarks" / "results"
+    # Every picture beside the committed results has them behind it.
+    assert {path.name for path in results.glob("*.png")} == expected
+    for suite in ("paper", "large", "classes", "memory"):
+        (tmp_path / f"{suite}.json").write_bytes((results / f"{suite}.json").read_bytes())
+    assert pictures.main([str(tmp_path)]) == 0
+    drawn = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
+    assert set(drawn) == expected
+    assert min(drawn.values()) > 5000
+
+
+def test_no_picture_without_results(tmp_path: Path) -> None:
+    assert pictures.main([str(tmp_path)]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_bars_of_different_machines_stay_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for suite, device in (("paper", "one"), ("large", "another")):
+        record = json.loads((ROOT / "benchmarks" / "results" / f"{suite}.json").read_text())
+        record["environment"]["device"] = device
+        (tmp_path / f"{suite}.json").write_text(json.dumps(record))
+    drawn = {path.name for path in pictures.draw(tmp_path)}
+    assert "speedup_small.png" in drawn
+    assert "speedup.png" not in drawn
+
+
+def test_a_speedup_is_the_median_of_ratios() -> None:
+    pytest.importorskip("matplotlib")
+    rows: list[dict[str, Any]] = [
+        {"batch": list(Batch(8, 10)), "provider": name, "median_ms": time}
+        for name, time in (("fastassoc", 2.0), ("eager", 9.0), ("compiled", 5.0))
     ]
-    report.plot_lines(tmp_path / "lines.png", rows, lambda batch: batch.m, "median_ms", ("M", "ms"), "Time over M")
-    report.plot_floor(tmp_path / "floor.png", rows, "Floor")
-    assert (tmp_path / "lines.png").stat().st_size > 5000
-    assert (tmp_path / "floor.png").stat().st_size > 5000
+    rows[0] |= {"times_eager": 4.0, "floor_over_time": 0.5}
+    figure = pictures.speedup_figure(rows, [Batch(8, 10), Batch(8, 11)], "a machine")
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [4.0, 2.5]
+    assert pictures.speedup_figure(rows, [Batch(8, 11)], "a machine") is None
 
 
 def test_commit_tells_changes_and_is_unknown_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import assert_type
 
 import fastassoc
-from fastassoc import WalkerVisitLoss, WalkStatistics, walker_visit_loss
+from fastassoc import WalkerVisitLoss, WalkerVisitLosses, WalkStatistics, walker_visit_loss, walker_visit_losses
 
 WithStatistics = tuple[Tensor, WalkStatistics]
+TermsWithStatistics = tuple[WalkerVisitLosses, WalkStatistics]
 
 
 def function(a: Tensor, b: Tensor, labels: Tensor, flag: bool) -> None:
@@ -39,6 +41,17 @@ def statistics(a: Tensor, b: Tensor, labels: Tensor) -> float:
     for field in (stats.walker, stats.visit, stats.p_correct, stats.accuracy_estimate, stats.visit_probability):
         assert_type(field, Tensor)
     return stats.p_correct.item()
+
+
+def terms(a: Tensor, b: Tensor, labels: Tensor, flag: bool) -> Tensor:
+    losses = walker_visit_losses(a, b, labels, similarity="cosine", temperature=0.1, eps=0.0, ignore_index=-1)
+    assert_type(losses, WalkerVisitLosses)
+    assert_type(walker_visit_losses(a, b, labels, return_stats=False, backend="cpu"), WalkerVisitLosses)
+    assert_type(walker_visit_losses(a, b, labels, return_stats=True), TermsWithStatistics)
+    assert_type(walker_visit_losses(a, b, labels, return_stats=flag), WalkerVisitLosses | TermsWithStatistics)
+    walker, visit = losses
+    assert_type(walker, Tensor)
+    return walker + 0.5 * visit + losses.visit
 
 
 def module(a: Tensor, b: Tensor, labels: Tensor, flag: bool) -> None:
@@ -76,6 +89,16 @@ class Network(torch.nn.Module):
         return self.criterion(a, b, labels) + Learned()(a, b, labels) + stats.walker
 
 
+def helpers(images: Tensor, labels: Tensor, step: int) -> float:
+    sampler = fastassoc.data.ClassBalancedBatchSampler(labels, samples_per_class=10, num_batches=5, ignore_index=-1)
+    fastassoc.data.ClassBalancedBatchSampler([0, 1, 1], 2, classes_per_batch=1, seed=3, num_replicas=2, rank=0)
+    sampler.set_epoch(1)
+    DataLoader(TensorDataset(images), batch_sampler=sampler, num_workers=2)
+    assert_type(len(sampler), int)
+    fastassoc.show_config()
+    return fastassoc.ramps.linear_rampup(step, 100) * fastassoc.ramps.sigmoid_rampup(step, 1e3)
+
+
 def specification(a: Tensor, b: Tensor, labels: Tensor) -> None:
     assert_type(fastassoc.__version__, str)
     assert_type(fastassoc.reference.walker_visit_loss(a, b, labels), Tensor)
@@ -86,9 +109,11 @@ def refused(a: Tensor, b: Tensor, labels: Tensor, name: str) -> None:
     walker_visit_loss(a, b, labels, similarity=name)  # type: ignore[call-overload]
     walker_visit_loss(a, b, labels, backend="cuda")  # type: ignore[call-overload]
     walker_visit_loss(a, b, labels, 0.5)  # type: ignore[call-overload]
+    walker_visit_losses(a, b, labels, visit_weight=0.5)  # type: ignore[call-overload]
     print(walker_visit_loss(a, b, labels).p_correct)  # type: ignore[attr-defined]
     WalkerVisitLoss(similarity="euclid")  # type: ignore[call-overload]
     WalkerVisitLoss(return_stats=True, backend="cuda")  # type: ignore[call-overload]
     WalkerVisitLoss()(a, b)  # type: ignore[call-arg]
     print(WalkerVisitLoss()(a, b, labels).p_correct)  # type: ignore[attr-defined]
+    fastassoc.data.ClassBalancedBatchSampler(labels, samples_per_class="ten")  # type: ignore[arg-type]
     print(fastassoc.walker_loss)  # type: ignore[attr-defined]

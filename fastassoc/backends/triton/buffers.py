@@ -111,7 +111,7 @@ class Buffers(NamedTuple):
         if slots.shape[1] != tiles.shape[1] * plan.class_rows or sides not in (1, 2):
             raise RuntimeError(
                 "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
-                "fastassoc.walker_visit_loss"
+                "fastassoc's loss"
             )
         pairs = tiles.shape[1]
         if g is not None:

@@ -113,7 +113,7 @@ class Sizes:
         if saved.numel() != self.saved:
             raise RuntimeError(
                 "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
-                "fastassoc.walker_visit_loss"
+                "fastassoc's loss"
             )
 
 

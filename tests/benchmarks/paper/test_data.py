@@ -328,7 +328,7 @@ def test_missing_package_says_how_to_install_it(
     module: str, read: Callable[[Path], Dataset], svhn_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=r"pip install fastassoc\[demo\]"):
+    with pytest.raises(DataError, match=r"pip install -c constraints.txt -e '\.\[demo\]'"):
         read(svhn_folder)
 
 

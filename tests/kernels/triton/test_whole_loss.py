@@ -197,6 +197,20 @@ def test_backward_twice() -> None:
     assert torch.equal(first, second)
 
 
+@BOTH_PASSES
+@pytest.mark.parametrize("chosen", ["walker", "visit"])
+def test_a_term_alone(chosen: str) -> None:
+    case = make_case(37, 50, 9, 4)
+
+    def term(*arguments: Tensor) -> Tensor:
+        value: Tensor = getattr(fastassoc.walker_visit_losses(*arguments, backend="triton"), chosen)
+        return value
+
+    weights = {"walker_weight": float(chosen == "walker"), "visit_weight": float(chosen == "visit")}
+    mine = Result(*(x.cpu() for x in evaluate(term, on_device(case))))
+    assert_close(mine, evaluate(reference.walker_visit_loss, case, **weights), FLOAT64)
+
+
 @ALL_PASSES
 def test_statistics() -> None:
     case = make_case(37, 50, 9, 4)

@@ -43,12 +43,19 @@ def gradients(
         db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if converts else own_db.view(-1, depth)
     dbias_a = torch.zeros(rows, dtype=torch.float32, device=_CPU) if needs[2] else None
     dbias_b = buffers.floats(columns) if needs[3] else None
-    upstream_walker, upstream_visit = upstream_walker or 0.0, upstream_visit or 0.0
     f, u, eps = at(sizes.f), at(sizes.u), double(inputs.eps)
-    program.add(
-        "kernels", rows, layout.classes, layout.number, at(sizes.trips), f, u, kernels, trips_at, eps,
-        double(upstream_walker),
-    )  # fmt: skip
+    several, single, singles, single_kernel = layout.several, layout.single, layout.singles, layout.single_kernel
+    if upstream_walker is None:
+        # No products with the kernels of classes: each row alone, with a kernel of 0.
+        several, single, singles, single_kernel = 0, 0, rows, 0
+        scratch[places[0] : places[1]].zero_()
+        scratch[places[3] : places[3] + rows].zero_()
+    else:
+        program.add(
+            "kernels", rows, layout.classes, layout.number, at(sizes.trips), f, u, kernels, trips_at, eps,
+            double(upstream_walker),
+        )  # fmt: skip
+    upstream_visit = upstream_visit or 0.0
     # Without a visit term its factors are 0, and any finite numbers do.
     program.add(
         "terms", rows, row, trips_at, at(sizes.rho) if inputs.visit else f, f, double(upstream_visit), rho,
@@ -56,7 +63,7 @@ def gradients(
         double(-upstream_visit / (rows * columns)), h,
     )  # fmt: skip
     large, wide_strip = 0, sizes.strip
-    if layout.longest > _LARGE_ROWS:
+    if several and layout.longest > _LARGE_ROWS:
         large = int((layout.class_table()[:, 1] > _LARGE_ROWS).sum())
         wide_strip = max(sizes.strip, _WIDE_BLOCKS * own.rows)
     t_scratch = walk.scratch() if walk.kept_columns < columns else None
@@ -66,9 +73,9 @@ def gradients(
         db_at = 0 if own_db is None else own_db.data_ptr() + (0 if converts else 4 * start * depth)
         program.add(
             "brackets", count, sizes.vectors, rows, depth, t, ds_at, row,
-            layout.classes, layout.several, large, kernels, layout.single, layout.singles,
-            kernels + 4 * layout.single_kernel, f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start),
-            at(sizes.a), db_at, int(db is not None), sizes.strip, wide_strip,
+            layout.classes, several, large, kernels, single, singles, kernels + 4 * single_kernel,
+            f, rho, u, at(sizes.g, start), h + 4 * start, at(sizes.v, start), at(sizes.a), db_at, int(db is not None),
+            sizes.strip, wide_strip,
         )  # fmt: skip
         if da is not None:
             b, b_at = walk.rows_of_b(start, count)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastassoc.kernels.cpu.machine_code import NEWEST
+
 
 class Machine(NamedTuple):
     """Machine code, and OpenMP's functions by address."""
@@ -36,8 +38,12 @@ class Machine(NamedTuple):
     """Kept alive."""
 
 
-_found: tuple[Machine | None] | None = None
-"""What `machine` gives, once that is known."""
+class UnavailableError(RuntimeError):
+    """Machine code cannot run here; the message says why."""
+
+
+_found: tuple[Machine | None, str] | None = None
+"""What `machine` and `why_not` give, once that is known."""
 _lock = threading.Lock()
 
 
@@ -54,34 +60,46 @@ if hasattr(os, "register_at_fork"):
 def machine() -> Machine | None:
     """Compiled for this processor at the first call, in about a second; None where that is not possible.
 
-    It takes Linux on x86-64 with AVX2 or AVX-512, the LLVM inside Triton, and a torch with GNU OpenMP. Where memory is
-    short, a later call tries again. Threads that call meanwhile wait for the first.
+    It takes Linux on x86-64 with AVX2 or AVX-512, the LLVM inside Triton, and a torch with GNU OpenMP; `why_not` says
+    what is missing. Where memory is short, a later call tries again. Threads that call meanwhile wait for the first.
     """
     global _found
     if _found is None:
         with _lock:
             if _found is None:
                 try:
-                    _found = (_compile_for_processor(),)
+                    _found = _compile_for_processor(), ""
+                except UnavailableError as error:
+                    _found = None, str(error)
                 except MemoryError:
                     return None
     return _found[0]
 
 
-def _compile_for_processor() -> Machine | None:
+def why_not() -> str:
+    """Why `machine` gives None, as a sentence for users; empty where it does not."""
+    if machine() is not None:
+        return ""
+    return "there is not enough memory now" if _found is None else _found[1]
+
+
+def _compile_for_processor() -> Machine:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise UnavailableError(f"it needs Linux on x86-64; this is {platform.system()} on {platform.machine()}")
     capability = torch.backends.cpu.get_cpu_capability()
-    if platform.system() != "Linux" or platform.machine() != "x86_64" or capability not in ("AVX512", "AVX2"):
-        return None
-    if importlib.util.find_spec("triton") is None:
-        return None
+    if capability not in ("AVX512", "AVX2"):
+        raise UnavailableError(f"it needs AVX2 or AVX-512; PyTorch reports the processor as {capability}")
     return compile_machine(wide=capability == "AVX512")
 
 
-def compile_machine(wide: bool) -> Machine | None:
-    """Machine code for AVX-512, or for AVX2, on a system that can run it; MemoryError where memory is short."""
+def compile_machine(wide: bool) -> Machine:
+    """Machine code for AVX-512, or for AVX2. `UnavailableError` where it cannot run, MemoryError for want of memory."""
     libraries = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     if not libraries:
-        return None
+        raise UnavailableError("it needs a PyTorch with GNU OpenMP; that from PyPI has it")
+    if importlib.util.find_spec("triton") is None:
+        major, minor = NEWEST
+        raise UnavailableError(f"it could run here, but Triton is missing: pip install 'triton<{major}.{minor + 1}'")
     try:
         from fastassoc.kernels.cpu import compile_kernels
 
@@ -91,7 +109,8 @@ def compile_machine(wide: bool) -> Machine | None:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise MemoryError(str(error)) from error
         # Another Triton's LLVM, or a system that executes nothing from memory that was written.
-        return None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnavailableError(f"it could not be compiled or loaded ({reason})") from error
     parallel = openmp.GOMP_parallel
     parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     parallel.restype = None

@@ -291,24 +291,48 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not missed
 
 
-@pytest.mark.parametrize("missing", ["triton", "openmp", "compiler", "processor"])
-def test_runs_without(missing: str) -> None:
-    """Each in a process of its own, as the way is chosen once."""
-    broken = {
-        "triton": "sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None",
-        "openmp": "pathlib.Path.glob = lambda self, pattern: iter(())",
-        "compiler": "import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda: None",
-        "processor": "torch.backends.cpu.get_cpu_capability = lambda: 'DEFAULT'",
-    }[missing]
+NO_LONGER = "it could not be compiled or loaded"
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("sys.modules['triton'] = None; importlib.util.find_spec = lambda name: None", "pip install 'triton<3.10'"),
+        ("pathlib.Path.glob = lambda self, pattern: iter(())", "needs a PyTorch with GNU OpenMP"),
+        ("torch.backends.cpu.get_cpu_capability = lambda: 'DEFAULT'", "PyTorch reports the processor as DEFAULT"),
+        ("platform.system = lambda: 'Darwin'", "this is Darwin on x86_64"),
+        # The compiler's interface is not a public one: another Triton may have none, or other functions.
+        ("import triton; triton.__version__ = '3.10.0'", f"{NO_LONGER} (RuntimeError: Triton 3.10.0 is newer than "),
+        ("import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda: None", f"{NO_LONGER} (TypeError: "),
+        ("import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda *_: ''", f"{NO_LONGER} (TypeError: "),
+        ("import triton._C.libtriton as t; t.llvm.translate_to_asm = lambda *_: b''", f"{NO_LONGER} (error: "),
+        ("import triton._C.libtriton as t; del t.llvm.translate_to_asm", f"{NO_LONGER} (AttributeError: "),
+        ("import triton._C.libtriton as t; del t.llvm.init_targets", f"{NO_LONGER} (AttributeError: "),
+        (
+            "import triton._C.libtriton as t; del t.llvm, sys.modules['triton._C.libtriton.llvm']",
+            f"{NO_LONGER} (ImportError: ",
+        ),
+        ("sys.modules['triton._C'] = None", f"{NO_LONGER} (ModuleNotFoundError: "),
+        ("mmap.mmap = lambda *_, **__: (_ for _ in ()).throw(OSError(1, 'not permitted'))", "(PermissionError: "),
+    ],
+)
+def test_runs_without(broken: str, reason: str) -> None:
+    """Each in a process of its own, as the way is chosen once. What is missing is said, and another way is taken."""
     script = f"""
-import importlib.util, pathlib, sys, torch, fastassoc
+import importlib.util, mmap, pathlib, platform, sys, torch, fastassoc
 {broken}
 from fastassoc.backends.cpu.native import machine
 a, b = torch.randn(100, 8), torch.randn(100, 8)
 print(machine.machine(), fastassoc.walker_visit_loss(a, b, torch.arange(100) % 5).item() > 0)
+fastassoc.show_config()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "True"]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
+    first, *lines = done.stdout.splitlines()
+    assert first == "None True"
+    (line,) = (line for line in lines if line.startswith("machine code:"))
+    assert "not used for the CPU, PyTorch operations are: " in line
+    assert reason in line
+    assert done.stderr == ""
 
 
 def run_alone(script: str) -> list[str]:
