@@ -29,4 +29,6 @@ def labels_on(device: torch.device, labels: Tensor, ignore_index: int | None) ->
     if ignore_index is not None and labels.device.type == "cpu":
         # An index beyond a narrower dtype would wrap around.
         validation.check_rows_left(int((labels.to(torch.int64) != ignore_index).sum()), ignore_index)
-    return Labels(labels.to(device, non_blocking=True), ignore_index, float32_products())
+    if labels.device != device:
+        labels = labels.to(device, non_blocking=True)
+    return Labels(labels, ignore_index, float32_products())
