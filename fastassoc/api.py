@@ -165,9 +165,10 @@ def walker_visit_loss(
     specification, `fastassoc.reference`, with the memory of eager code (N x M and N x N matrices; N x M x D for
     "euclidean"). The transforms of ``torch.func`` work (``grad``, ``jacrev``, ``vmap``, which computes one problem
     after another, ``functional_call``), and so do ``torch.compile``, ``make_fx``, ``torch.jit.trace``, fake tensors and
-    compiled autograd. Not supported: forward-mode derivatives (``jvp``, ``jacfwd``, ``hessian``; ``jacrev`` of
-    ``jacrev`` is the same), transforms of ``torch.func`` inside ``torch.compile``, sparse, nested and distributed
-    tensors.
+    compiled autograd. Before PyTorch 2.10 the loss breaks the graph of ``torch.compile``, unless
+    ``torch._dynamo.config.capture_dynamic_output_shape_ops`` is set. Not supported: forward-mode derivatives (``jvp``,
+    ``jacfwd``, ``hessian``; ``jacrev`` of ``jacrev`` is the same), transforms of ``torch.func`` inside
+    ``torch.compile``, sparse, nested and distributed tensors.
 
     Raises:
         TypeError: an argument of the wrong type, dtype or layout.

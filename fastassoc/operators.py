@@ -39,14 +39,7 @@ def _saved_dtypes(a: Tensor, euclidean: bool, backend: str) -> list[torch.dtype]
     return choose_backend(backend, a.device).saved_dtypes(met, dtype)
 
 
-# Schemas are written out, for PyTorch 2.6 does not derive them from these annotations.
-@torch.library.custom_op(
-    "fastassoc::losses",
-    mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor? temperature, Tensor labels, SymInt? ignore_index, float scale, "
-    "bool euclidean, float eps, bool walker, bool visit, bool statistics, bool needs_gradient, str backend) "
-    "-> Tensor[]",
-)
+@torch.library.custom_op("fastassoc::losses", mutates_args=())
 def losses(
     a: Tensor,
     b: Tensor,
@@ -102,13 +95,7 @@ def _unknown_size(a: Tensor) -> Any:
     return torch.library.get_ctx().new_dynamic_size() if mode is None or mode.shape_env is not None else 0
 
 
-@torch.library.custom_op(
-    "fastassoc::losses_backward",
-    mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor? temperature, Tensor? grad_walker, Tensor? grad_visit, Tensor labels, "
-    "SymInt? ignore_index, float scale, bool euclidean, float eps, bool walker, bool visit, str backend, "
-    "Tensor[] saved, bool[] needs) -> Tensor[]",
-)
+@torch.library.custom_op("fastassoc::losses_backward", mutates_args=())
 def losses_backward(
     a: Tensor,
     b: Tensor,

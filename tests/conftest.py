@@ -14,6 +14,12 @@ from fastassoc.backends.cpu import labels, memory
 from fastassoc.backends.cpu.native import backward, machine, walk
 from fastassoc.backends.cpu.operations import tiling
 
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    # As the docstring of the loss says of torch.compile.
+    import torch._dynamo
+
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True
+
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
 

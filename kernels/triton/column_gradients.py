@@ -62,5 +62,6 @@ def column_gradients(
         line, unit = tl.program_id(2).to(tl.int64) * ds.CHUNK + within, tl.full([1, 1], 1.0, ACC)
     offs_d = d + tl.arange(0, BLOCK_D)
     tl.store(db_ptr + line[:, None] * D + offs_d[None, :], db * unit, mask=valid[:, None] & (offs_d < D)[None, :])
-    if dbias_b_ptr is not None:
-        tl.store(dbias_b_ptr + line, total, mask=valid & (d == 0))
+    if dbias_b_ptr is not None:  # noqa: SIM102
+        if d == 0:
+            tl.store(dbias_b_ptr + line, total, mask=valid)

@@ -33,5 +33,6 @@ def add_shares(
         if bias_ptr is not None:
             bias += tl.load(bias_parts_ptr + source, mask=ok, other=0.0)
     tl.store(gradient_ptr + index[:, None] * D + offs_d[None, :], total * tl.full([1, 1], scale, ACC), mask=mask)
-    if bias_ptr is not None:
-        tl.store(bias_ptr + index, bias, mask=ok & (tl.program_id(1) == 0))
+    if bias_ptr is not None:  # noqa: SIM102
+        if tl.program_id(1) == 0:
+            tl.store(bias_ptr + index, bias, mask=ok)
