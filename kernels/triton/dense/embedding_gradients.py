@@ -49,8 +49,9 @@ def store_gradient(gradient_ptr, bias_ptr, gradient, bias, index, ok, size, D, d
     offsets = index.to(tl.int64)[:, None] * D + offs_d[None, :]
     mask = there[:, None] & (offs_d < D)[None, :]
     tl.store(gradient_ptr + offsets, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
-    if bias_ptr is not None:
-        tl.store(bias_ptr + index, tl.where(ok, bias, 0.0), mask=there & (d == 0))
+    if bias_ptr is not None:  # noqa: SIM102
+        if d == 0:
+            tl.store(bias_ptr + index, tl.where(ok, bias, 0.0), mask=there)
 
 
 @triton.jit
