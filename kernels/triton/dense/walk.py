@@ -34,11 +34,11 @@ def walker_terms(p_aba, same, weight, eps, tiny):
 
 @triton.jit
 def visit_terms(visit, ok, kept, M, eps, tiny):
-    """``(-sum_j log(eps + visit_j), h_j)``, 0 where not ``ok``, and ``h`` also without any row."""
+    """``(-sum_j log(eps + visit_j), h_j)``, 0 where not ``ok``."""
     y = visit + tl.full([1], eps, visit.dtype)
     # Without eps, 1 / tiny where no walk arrives.
     least = tl.maximum(y, tl.full([1], tiny, visit.dtype), propagate_nan=tl.PropagateNan.ALL)
-    h = tl.where(ok & (kept > 0), -1.0 / (kept.to(visit.dtype) * M * least), 0.0)
+    h = tl.where(ok, -1.0 / (kept.to(visit.dtype) * M * least), 0.0)
     return -tl.sum(tl.where(ok, tl.log(y), 0.0), 0), h
 
 
