@@ -95,8 +95,11 @@ def nothing_launched() -> Iterator[_Driver]:
     from triton.runtime import driver
 
     from fastassoc.backends import triton
-    from fastassoc.backends.triton import launch
+    from fastassoc.backends.triton import dense, launch
 
+    if torch.cuda.is_available():
+        raise SystemExit("there is a GPU: kernels of a driver that does nothing must not stay with it")
+    dense.forget()
     found = triton.check_can_run, launch._device_machine
     driver.set_active(_DRIVER)
     triton.check_can_run = lambda device: None
@@ -107,6 +110,7 @@ def nothing_launched() -> Iterator[_Driver]:
         triton.check_can_run, launch._device_machine = found
         # A driver for what is there is looked for when one is needed.
         driver._active = None
+        dense.forget()
 
 
 class Operations(TorchDispatchMode):

@@ -186,9 +186,12 @@ class Bench:
 @contextmanager
 def _configured(config: Config | None) -> Iterator[list[tuple[str, Config]]]:
     """Has the backend use that configuration, or its own for None; gives the precisions asked for, and the answers."""
-    from fastassoc.backends.triton import plan
+    from fastassoc.backends.triton import dense, plan
 
     module: Any = plan
+    # Tiles of small batches are not in a configuration: every batch takes the general passes.
+    small: Any = dense
+    takes, small.takes = small.takes, lambda _: False
     choose = module.choose_config
     asked: list[tuple[str, Config]] = []
 
@@ -201,6 +204,7 @@ def _configured(config: Config | None) -> Iterator[list[tuple[str, Config]]]:
         yield asked
     finally:
         module.choose_config = choose
+        small.takes = takes
 
 
 def _tried(bench: Bench, architecture: str, grid: Grid, passes: list[str]) -> Iterator[Result]:

@@ -26,11 +26,12 @@ class Plan:
     """Embedding size."""
     tests: tuple[str, ...]
     """Arguments of pytest that choose among the kernel tests."""
-    errors: Size
+    errors: tuple[Size, ...]
+    """A small batch, and one that is not."""
     repeated: tuple[Size, ...]
     """Run 20 times, to see the same bits."""
     launches: tuple[tuple[Size, int, int], ...]
-    """Small batches, and the most kernels forward and backward."""
+    """Small batches, and the most kernels forward and backward where one tile has 128 rows and columns."""
     without_sync: Size
     with_sync: Size
     speed: tuple[Size, ...]
@@ -54,7 +55,7 @@ LOGITS = {"small": 0.1, "large": 1.6}
 FULL = Plan(
     depth=128,
     tests=("tests/kernels/triton",),
-    errors=Size(500, 2000, 10, 1),
+    errors=(Size(500, 2000, 10, 1), Size(2048, 4096, 100, 1)),
     repeated=(Size(1000, 1000, 10, 20), Size(2048, 16384, 100, 20)),
     launches=((Size(100, 100, 10, 1), 1, 1), (Size(100, 1000, 10, 1), 3, 2), (Size(1000, 1000, 10, 1), 4, 2)),
     without_sync=Size(2048, 4096, 100, 1),
@@ -78,12 +79,12 @@ FULL = Plan(
 SMOKE = Plan(
     depth=20,
     tests=("tests/kernels/triton/test_whole_loss.py", "-k", "test_launches or test_backward_twice"),
-    errors=Size(17, 33, 3, 1),
+    errors=(Size(17, 33, 3, 1), Size(5, 2100, 3, 1)),
     repeated=(Size(9, 14, 3, 20),),
     launches=((Size(20, 30, 4, 1), 1, 1), (Size(130, 9, 4, 1), 4, 2)),
     without_sync=Size(20, 30, 4, 1),
     with_sync=Size(40, 30, 4, 1),
-    speed=(Size(20, 30, 4, 3), Size(24, 40, 5, 3)),
+    speed=(Size(20, 30, 4, 3), Size(24, 40, 5, 3), Size(4, 2100, 2, 3)),
     alone=Size(20, 80, 4, 3),
     memory_rows=20,
     memory_columns=(20, 40),

@@ -83,10 +83,10 @@ def _kernel_tests(rows: Rows) -> list[str]:
 
 
 def _errors(rows: Rows) -> list[str]:
-    head = ("products in", "logits", "value", "error", "eager's error", "verdict", "eager")
+    head = ("products in", "N x M, classes", "logits", "value", "error", "eager's error", "verdict", "eager")
     note = "Relative to float64 on the same inputs. Good: at most twice eager's, and a band for rounding.\n"
-    cells = ("mode", "logits", "value", "error", "eager_error", "verdict", "eager_failure")
-    return [note, *_table(head, [[row[cell] for cell in cells] for row in rows])]
+    cells = ("logits", "value", "error", "eager_error", "verdict", "eager_failure")
+    return [note, *_table(head, [[row["mode"], _size(row), *(row[cell] for cell in cells)] for row in rows])]
 
 
 def _determinism(rows: Rows) -> list[str]:

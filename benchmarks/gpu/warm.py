@@ -58,7 +58,8 @@ def run(mode: str, plan: Plan, smoke: bool) -> None:
     context = Context(plan, torch.device("cpu" if smoke else "cuda"), Clock(0.0))
     with float32_products(MODES[mode].precision):
         if mode in ERROR_MODES:
-            make_batch(context, plan.errors, mode, LOGITS["small"]).step(fused)
+            for size in plan.errors:
+                make_batch(context, size, mode, LOGITS["small"]).step(fused)
         if mode in SPEED_MODES:
             for size in plan.speed:
                 make_batch(context, size, mode).step(fused)

@@ -216,8 +216,6 @@ _DENSE = {
 
 
 _ONE_TILE = {
-    (_AMPERE, "bf16"): Tile(128, 128, 64, 8, 1),
-    (_AMPERE, "fp32-bf16"): Tile(128, 128, 64, 8, 1),
     (_USUAL, "bf16"): Tile(128, 128, 64, 8, 1),
     (_USUAL, "fp32-bf16"): Tile(128, 128, 64, 8, 1),
     (_HOPPER, "bf16x2"): Tile(128, 128, 64, 8, 1),

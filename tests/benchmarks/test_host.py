@@ -11,11 +11,15 @@ import torch
 
 pytest.importorskip("triton")
 
+import fastassoc
 from benchmarks import host
 from benchmarks.batches import Batch
 
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available(), reason="for a GPU that is not there"
+)
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
+
 def test_rows_and_their_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,9 +40,21 @@ def test_rows_and_their_table(
 
 
 def test_all_is_as_before_afterwards() -> None:
-    from fastassoc.backends import triton
+    from triton.runtime import driver
 
-    before = triton.check_can_run
-    with host.nothing_launched():
-        triton.check_can_run(torch.device("cpu"))
-    assert triton.check_can_run is before
+    from fastassoc.backends import triton
+    from fastassoc.backends.triton import dense, launch
+
+    def state() -> tuple[object, ...]:
+        kept = dense._forward.cache_info().currsize, dense._backward.cache_info().currsize
+        return triton.check_can_run, launch._device_machine, kept
+
+    dense.forget()
+    before = state()
+    a = torch.ones(4, 16)
+    with host.nothing_launched() as nothing:
+        assert driver.active is nothing
+        fastassoc.walker_visit_loss(a, a, torch.arange(4), backend="triton")
+        assert state() != before
+    assert state() == before
+    assert driver._active is None

@@ -40,7 +40,7 @@ def check_can_run(device: torch.device) -> None:
 
 def prepare_labels(labels: Tensor, ignore_index: int | None, b: Tensor, dtype: torch.dtype) -> Labels:
     """See `fastassoc.backends.protocol.Backend`."""
-    return labels_on(b.device, labels, ignore_index)
+    return labels_on(b.device, labels, ignore_index, dtype)
 
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:

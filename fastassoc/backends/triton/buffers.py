@@ -110,8 +110,8 @@ class Buffers(NamedTuple):
         sides = counts.shape[0] - COUNTS - 2 * plan.precision.parts
         if slots.shape[1] != tiles.shape[1] * plan.class_rows or sides not in (1, 2):
             raise RuntimeError(
-                "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
-                "fastassoc's loss"
+                "torch.get_float32_matmul_precision() changed between the forward and the backward pass of fastassoc's "
+                "loss under torch.compile"
             )
         pairs = tiles.shape[1]
         if g is not None:

@@ -1,8 +1,8 @@
 """Small batches: few launches, and little Python between them.
 
 A step of these takes as long as the host needs to launch it. All that the shapes, dtypes, strides and options of a call
-decide is found out once and remembered, with the compiled kernels; every further call looks it up, allocates two
-buffers and launches with addresses.
+decide is found out once and remembered, with the compiled kernels; every further call looks it up, allocates its
+buffers and results, and launches with addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
 from fastassoc.backends.triton.launch import How, Machine, Repeated, device_guard, machine, recorded
-from fastassoc.backends.triton.plan import LEAST_DEPTH, ceil_div
+from fastassoc.backends.triton.plan import ceil_div, tile_depth
 from fastassoc.backends.triton.precision import choose_precision
 from fastassoc.kernels.triton.buffers import Embeddings
 from fastassoc.kernels.triton.configs import choose_dense_tile, choose_one_tile
@@ -42,6 +42,8 @@ class Key(NamedTuple):
     """All about a call that decides how it is computed."""
 
     machine: Machine
+    device: torch.device
+    """A kernel is loaded on one device."""
     dtype: torch.dtype
     shape_a: torch.Size
     shape_b: torch.Size
@@ -67,7 +69,7 @@ def _key(inputs: Inputs) -> Key:
     a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences = inputs
     values, ignore_index, float32_products = labels
     return Key(
-        machine(a.device), a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),
+        machine(a.device), a.device, a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),
         ignore_index, float32_products, bias_a is not None, dtype, differences, walker, visit,
     )  # fmt: skip
 
@@ -89,7 +91,7 @@ class Sizes:
         self.rows, self.columns = self.row_tiles * self.block, self.column_tiles * self.block
         self.numbers = self.n, self.m, self.d, self.rows, self.columns, key.label_stride[0], key.ignore_index
         self.saved = saved_size(self.rows, self.columns)
-        depth = min(self.tile.depth, max(LEAST_DEPTH, 1 << (self.d - 1).bit_length()))
+        depth = tile_depth(self.tile, self.d)
         self.depths = ceil_div(self.d, depth)
         self.depth = {"BLOCK_D": depth}
         self.precision = {"PRECISION": "differences" if key.differences else precision.scores}
@@ -109,11 +111,11 @@ class Sizes:
         )
 
     def check(self, saved: Tensor) -> None:
-        """RuntimeError if ``saved`` is not of these sizes."""
+        """RuntimeError if ``saved`` is not of these sizes: a compiled call sees what products are set to twice."""
         if saved.numel() != self.saved:
             raise RuntimeError(
-                "torch.get_float32_matmul_precision() changed between the forward and the backward pass of a compiled "
-                "fastassoc's loss"
+                "torch.get_float32_matmul_precision() changed between the forward and the backward pass of fastassoc's "
+                "loss under torch.compile"
             )
 
 

@@ -21,10 +21,11 @@ class Labels(NamedTuple):
     """As they were set when the forward pass began; the backward pass must not see another setting."""
 
 
-def labels_on(device: torch.device, labels: Tensor, ignore_index: int | None) -> Labels:
+def labels_on(device: torch.device, labels: Tensor, ignore_index: int | None, dtype: torch.dtype) -> Labels:
     """Labels on that device. Those on the CPU must leave a row that takes part; those on a device are not read."""
-    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        # Kernels take none of them. Beyond int64 values wrap around, one to one.
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) or (dtype == torch.float64 and labels.itemsize < 4):
+        # Kernels take none of the first; beyond int64 values wrap around, one to one. And Triton 3.7 does not compile
+        # products in float64 of what labels of fewer than 32 bits had a part in.
         labels = labels.to(torch.int64)
     if ignore_index is not None and labels.device.type == "cpu":
         # An index beyond a narrower dtype would wrap around.

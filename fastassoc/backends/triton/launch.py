@@ -117,7 +117,7 @@ How = Literal["once", "first", "again"]
 
 
 class Repeated:
-    """Launches of a kernel that differ in nothing it is compiled for: numbers, dtypes and alignment stay as they are.
+    """Launches of a kernel that differ in nothing it is compiled for: integers, dtypes and alignment stay as they are.
 
     The "first" finds the compiled kernel, and "again" goes to it past what Triton's own launch does in Python, with
     addresses in the place of tensors. "once" is for tensors that are aligned otherwise.

@@ -18,7 +18,7 @@ WORKSPACE_BYTES = 24 * 2**20
 """Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
 WAVES = 4
 """Work whose shares cost no memory to speak of is shared out for so many times the programs that run at one time."""
-LEAST_DEPTH = 16
+_LEAST_DEPTH = 16
 """Columns of an embedding that a product needs."""
 
 
@@ -96,7 +96,7 @@ class Plan:
 
     def depth(self, tile: Tile) -> int:
         """Columns of the embeddings in a tile of a pass."""
-        return min(tile.depth, max(LEAST_DEPTH, 1 << (self.d - 1).bit_length()))
+        return tile_depth(tile, self.d)
 
     def whole_rows(self, tile: Tile) -> bool:
         """Whether products of scores take whole rows of the embeddings."""
@@ -141,6 +141,11 @@ class Plan:
         for start in range(0, self.m, chunk):
             columns = min(chunk, ceil_div(self.m - start, MOST_COLUMNS) * MOST_COLUMNS)
             yield Range(Steps(workspace, slots, chunk, start), Steps(gradients, slots, chunk, start), columns)
+
+
+def tile_depth(tile: Tile, depth: int) -> int:
+    """Columns of embeddings with ``depth`` of them in a tile."""
+    return min(tile.depth, max(_LEAST_DEPTH, 1 << (depth - 1).bit_length()))
 
 
 def ceil_div(x: int, y: int) -> int:

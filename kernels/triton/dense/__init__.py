@@ -1,7 +1,8 @@
 """Passes for batches so small that launches, not arithmetic, are what they cost (`fastassoc.backends.triton.dense`).
 
 Labels need no layout: all rows meet all rows, and labels are compared where classes matter. A matrix with a number for
-every row and column is kept, so scores are computed once. All steps are in the plain form: two exponentials a score.
+every row and column is kept, so scores are computed once. Steps are in the plain form; their exponentials are computed
+again for every pair of tiles of rows.
 
 | pass | module | fills |
 |---|---|---|

@@ -32,7 +32,7 @@ def kappa(x, j, WALKER: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def score_gradients(x, i, j, rho_i, kappa_j, BLOCK: tl.constexpr, PRODUCT: tl.constexpr):
+def complete_gradients(x, i, j, rho_i, kappa_j, BLOCK: tl.constexpr, PRODUCT: tl.constexpr):
     """Tile (i, j) of ``ds_ij = p_ab_ij (U_ij + h_j - rho_i) + q_ij (W_ij - kappa_j)``, as an operand."""
     ds = load_tile(matrix_part(x), i, j, x.MP, BLOCK) - load_tile(p_ab_part(x), i, j, x.MP, BLOCK) * rho_i[:, None]
     if kappa_j is not None:
@@ -66,7 +66,7 @@ def row_gradients(
     rho_i = rho(x, i, BLOCK)
     for j in range(0, x.MP // BLOCK):
         column = j * BLOCK + tl.arange(0, BLOCK)
-        ds = score_gradients(x, i, j, rho_i, kappa(x, j, WALKER, BLOCK), BLOCK, PRODUCT)
+        ds = complete_gradients(x, i, j, rho_i, kappa(x, j, WALKER, BLOCK), BLOCK, PRODUCT)
         da = product(ds, load_rows(b, column, column < x.M, d, x.D, BLOCK_D, PRODUCT), da)
         total += tl.sum(joined(ds, ACC), 1)
     row, _, ok = rows_of(x, i, BLOCK)
@@ -84,9 +84,9 @@ def column_gradients(
     total = tl.zeros([BLOCK], dtype=ACC)
     kappa_j = kappa(x, j, WALKER, BLOCK)
     for i in range(0, x.NP // BLOCK):
-        row = i * BLOCK + tl.arange(0, BLOCK)
-        ds = score_gradients(x, i, j, rho(x, i, BLOCK), kappa_j, BLOCK, PRODUCT)
-        db = product(transposed(ds), load_rows(a, row, row < x.N, d, x.D, BLOCK_D, PRODUCT), db)
+        row, _, ok = rows_of(x, i, BLOCK)
+        ds = complete_gradients(x, i, j, rho(x, i, BLOCK), kappa_j, BLOCK, PRODUCT)
+        db = product(transposed(ds), load_rows(a, row, ok, d, x.D, BLOCK_D, PRODUCT), db)
         total += tl.sum(joined(ds, ACC), 0)
     column = j * BLOCK + tl.arange(0, BLOCK)
     store_gradient(db_ptr, dbias_b_ptr, db, total, column, column < x.M, x.M, x.D, d, scale, BLOCK_D)

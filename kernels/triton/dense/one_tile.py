@@ -6,7 +6,15 @@
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.dense.buffers import g_part, h_part, load_tile, p_ab_part, q_part, rows_of, store_tile
+from fastassoc.kernels.triton.dense.buffers import (
+    g_part,
+    h_part,
+    load_tile,
+    p_ab_part,
+    q_part,
+    rows_of,
+    store_tile,
+)
 from fastassoc.kernels.triton.dense.embedding_gradients import store_gradient
 from fastassoc.kernels.triton.dense.scores import masked_scores
 from fastassoc.kernels.triton.dense.trips import inverse_where
@@ -99,8 +107,8 @@ def dense_backward(
         ds += q * (back - tl.sum(back * q, 0)[None, :])
     ds = split(ds, PRODUCT)
     # 2. Gradients of the embeddings.
+    _, _, row_ok = rows_of(x, 0, BLOCK)
     if da_ptr is not None:
-        _, _, row_ok = rows_of(x, 0, BLOCK)
         total = tl.sum(joined(ds, ACC), 1)
         for d in range(0, x.D, BLOCK_D):
             b_tile = load_rows(b, index, index < x.M, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
@@ -110,6 +118,6 @@ def dense_backward(
         total = tl.sum(joined(ds, ACC), 0)
         ds = transposed(ds)
         for d in range(0, x.D, BLOCK_D):
-            a_tile = load_rows(a, index, index < x.N, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
+            a_tile = load_rows(a, index, row_ok, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
             db = product(ds, a_tile, tl.zeros([BLOCK, BLOCK_D], dtype=ACC))
             store_gradient(db_ptr, dbias_b_ptr, db, total, index, index < x.M, x.M, x.D, d, scale, BLOCK_D)

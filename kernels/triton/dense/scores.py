@@ -3,7 +3,13 @@
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.dense.buffers import column_parts, matrix_part, row_parts, rows_of, store_tile
+from fastassoc.kernels.triton.dense.buffers import (
+    column_parts,
+    matrix_part,
+    row_parts,
+    rows_of,
+    store_tile,
+)
 from fastassoc.kernels.triton.primitives import finite_shift, scores
 
 
@@ -16,8 +22,9 @@ def masked_scores(
     column = j * BLOCK + tl.arange(0, BLOCK)
     column_ok = column < x.M
     s = scores(
-        None, None, a, b, row, row_ok, column, column_ok, x.D, scale, ACC, BLOCK, BLOCK, BLOCK_D, False, PRECISION
-    )
+        None, None, a, b, row, row_ok, column, column_ok, x.D, scale,
+        ACC, BLOCK, BLOCK, BLOCK_D, False, PRECISION,
+    )  # fmt: skip
     return tl.where(row_ok[:, None] & column_ok[None, :], s, -float("inf"))
 
 

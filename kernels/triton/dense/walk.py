@@ -144,8 +144,8 @@ def dense_walk(
 ):  # fmt: skip
     """``g`` and ``h``, and the walker and the visit loss.
 
-    A program owns a share of the tiles of rows and of columns. Fills `G`, `H` and loss parts; if it is the only
-    ``ONE``, the losses, as `dense_losses` does.
+    A program owns a share of the tiles of rows and of columns. Fills `G`, `H` and loss parts; with
+    ``ONE``, which says that there is one program, the losses, as `dense_losses` does.
     """
     share, shares = tl.program_id(0), tl.num_programs(0)
     walk_share(x, results, share, shares, TRIP_SHARES, eps, tiny, WALKER, VISIT, BLOCK)

@@ -13,8 +13,11 @@ pytest.importorskip("triton")
 
 import fastassoc
 from benchmarks.host import nothing_launched
+from fastassoc.backends import triton
 from fastassoc.backends.triton import dense
+from fastassoc.backends.triton.launch import Machine, recording
 from fastassoc.kernels.triton.dense.buffers import Dense
+from tests.backends.triton.support import meta_inputs
 from tests.cases import make_case
 
 pytestmark = pytest.mark.skipif(
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.skipif(
     reason="compiles for a GPU that is not there",
 )
 
+DEVICES = "meta", "cpu"
 SIZES = pytest.mark.parametrize(("rows", "columns"), [(20, 30), (20, 140), (140, 30)])
 
 
@@ -114,3 +118,38 @@ def test_what_is_remembered_is_told_apart() -> None:
     assert Dense(*given[2]).N == 20
     assert 2.0 in given
     assert 1e-3 in given
+
+
+def test_devices_of_one_kind_are_told_apart() -> None:
+    # A kernel that one of them loaded is not there on the other.
+    with recording(Machine("sm_90", 132)):
+        a, b = (dense._key(meta_inputs(100, columns=100)._replace(a=torch.empty(100, 128, device=x))) for x in DEVICES)
+    assert a.machine == b.machine
+    assert a != b
+
+
+# What Triton compiles is another thing for labels of fewer bits.
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("columns", [30, 140])
+def test_labels_of_any_width_compile(dtype: torch.dtype, columns: int) -> None:
+    case = make_case(20, columns, 16, 2, dtype=torch.float64)
+    a, b = case.a.requires_grad_(), case.b.requires_grad_()
+    with nothing_launched() as driver:
+        fastassoc.walker_visit_loss(a, b, case.labels.to(dtype), ignore_index=1, backend="triton").backward()
+        assert driver.arguments
+
+
+def test_what_products_are_set_to_is_seen_to_have_changed() -> None:
+    # One tile in one part, tiles of half that size in three.
+    inputs = meta_inputs(60, torch.float32, columns=60)
+    one = torch.empty((), device="meta")
+    with recording(Machine("sm_80", 108)):
+        saved = triton.losses(inputs._replace(labels=inputs.labels._replace(float32_products="medium")), True, False)
+        with pytest.raises(RuntimeError, match="get_float32_matmul_precision"):
+            triton.gradients(
+                inputs._replace(labels=inputs.labels._replace(float32_products="highest")),
+                (saved.saved[0],),
+                one,
+                one,
+                (True, True, False, False),
+            )

@@ -51,6 +51,7 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     which = str(getattr(request, "param", "general"))
     from fastassoc.backends.triton import dense
 
+    dense.forget()
     if which == "general":
         monkeypatch.setattr(dense, "takes", lambda _: False)
     elif which == "several tiles":
@@ -76,6 +77,7 @@ def _use_tiles(monkeypatch: pytest.MonkeyPatch, size: int, depth: int) -> None:
     from fastassoc.backends.triton import dense, plan
     from fastassoc.kernels.triton.configs import Config, Tile
 
+    dense.forget()
     tile = Tile(rows=size, columns=size, depth=depth, warps=4, stages=2)
     monkeypatch.setattr(plan, "choose_config", lambda *_: Config(*[tile] * 8))
     monkeypatch.setattr(dense, "choose_dense_tile", lambda *_: tile)

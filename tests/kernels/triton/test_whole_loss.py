@@ -27,7 +27,11 @@ ALL_PASSES = pytest.mark.parametrize("passes", ["general", "small batches", "sev
 @ALL_PASSES
 @pytest.mark.parametrize(
     ("n", "m", "d", "classes"),
-    [(1, 1, 1, 1), (33, 19, 3, 4), (20, 70, 65, 0), (61, 35, 128, 1), (40, 35, 200, 5), (9, 21, 300, 2)],
+    [
+        *((1, 1, 1, 1), (33, 19, 3, 4), (20, 70, 65, 0), (61, 35, 128, 1), (40, 35, 200, 5), (9, 21, 300, 2)),
+        # More column tiles than shares of them divide; several tiles of both.
+        *((20, 300, 4, 3), (130, 200, 4, 5)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.usefixtures("tiles")
@@ -336,7 +340,7 @@ def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) 
 def test_ignored_rows_may_hold_any_finite_number() -> None:
     case = make_case(20, 30, 4, 3, dtype=torch.float32)
     small = run(case, ignore_index=1)
-    case.a[case.labels == 1] = 3e38
+    case.a[case.labels == 1] = torch.finfo(torch.float32).max
     large = run(case, ignore_index=1)
     for x, y in zip(small, large, strict=True):
         assert torch.equal(x, y)
