@@ -61,16 +61,17 @@ def row_gradients(
 ):  # fmt: skip
     """``da_i = scale sum_j ds_ij b_j`` and ``dbias_a_i = sum_j ds_ij`` of a tile of rows."""
     ACC: tl.constexpr = x.scratch_ptr.dtype.element_ty
-    da = tl.zeros([BLOCK, BLOCK_D], dtype=ACC)
+    da = tl.zeros([BLOCK_D, BLOCK], dtype=ACC)
     total = tl.zeros([BLOCK], dtype=ACC)
     rho_i = rho(x, i, BLOCK)
     for j in range(0, x.MP // BLOCK):
         column = j * BLOCK + tl.arange(0, BLOCK)
         ds = complete_gradients(x, i, j, rho_i, kappa(x, j, WALKER, BLOCK), BLOCK, PRODUCT)
-        da = product(ds, load_rows(b, column, column < x.M, d, x.D, BLOCK_D, PRODUCT), da)
+        b_tile = load_rows(b, column, column < x.M, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
+        da = product(transposed(b_tile), transposed(ds), da)
         total += tl.sum(joined(ds, ACC), 1)
     row, _, ok = rows_of(x, i, BLOCK)
-    store_gradient(da_ptr, dbias_a_ptr, da, total, row, ok, x.N, x.D, d, scale, BLOCK_D)
+    store_gradient(da_ptr, dbias_a_ptr, tl.trans(da), total, row, ok, x.N, x.D, d, scale, BLOCK_D)
 
 
 @triton.jit
@@ -80,16 +81,17 @@ def column_gradients(
 ):  # fmt: skip
     """``db_j = scale sum_i ds_ij a_i`` and ``dbias_b_j = sum_i ds_ij`` of a tile of columns."""
     ACC: tl.constexpr = x.scratch_ptr.dtype.element_ty
-    db = tl.zeros([BLOCK, BLOCK_D], dtype=ACC)
+    db = tl.zeros([BLOCK_D, BLOCK], dtype=ACC)
     total = tl.zeros([BLOCK], dtype=ACC)
     kappa_j = kappa(x, j, WALKER, BLOCK)
     for i in range(0, x.NP // BLOCK):
         row, _, ok = rows_of(x, i, BLOCK)
         ds = complete_gradients(x, i, j, rho(x, i, BLOCK), kappa_j, BLOCK, PRODUCT)
-        db = product(transposed(ds), load_rows(a, row, ok, d, x.D, BLOCK_D, PRODUCT), db)
+        a_tile = load_rows(a, row, ok, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
+        db = product(transposed(a_tile), ds, db)
         total += tl.sum(joined(ds, ACC), 0)
     column = j * BLOCK + tl.arange(0, BLOCK)
-    store_gradient(db_ptr, dbias_b_ptr, db, total, column, column < x.M, x.M, x.D, d, scale, BLOCK_D)
+    store_gradient(db_ptr, dbias_b_ptr, tl.trans(db), total, column, column < x.M, x.M, x.D, d, scale, BLOCK_D)
 
 
 @triton.jit
