@@ -15,6 +15,9 @@ from fastassoc.backends import choose_backend
 from fastassoc.backends.cpu.native import machine
 from fastassoc.version import __version__
 
+_TRITON_SAYS_YES = ("1", "true", "yes", "on", "y")
+"""Values of its variables that Triton takes for a yes, in small letters."""
+
 
 def show_config() -> None:
     """Prints what runs where, and nothing else: add it to a bug report.
@@ -63,17 +66,8 @@ def _triton() -> str:
     # Builds for other processors and nightly builds have another name, and import as triton all the same.
     names = metadata.packages_distributions().get("triton", [])
     version = metadata.version(names[0]) if names else "of unknown version"
-    return version + (", kernels interpreted because TRITON_INTERPRET is set" if _interpreted() else "")
-
-
-def _interpreted() -> bool:
-    """What Triton itself makes of the variable."""
-    try:
-        from triton import knobs
-
-        return bool(knobs.runtime.interpret)
-    except Exception:  # an older Triton or a broken one: the report has to come out
-        return False
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in _TRITON_SAYS_YES
+    return version + (", kernels interpreted because TRITON_INTERPRET is set" if interpreted else "")
 
 
 def _machine_code() -> str:
