@@ -140,14 +140,14 @@ def speedup_figure(rows: Iterable[Row], batches: Iterable[Batch], environment: s
     """How many times as long the contenders take, two bars for each batch; None where nothing was timed.
 
     A thin line across a bar is where it would end if a step took no longer than its useful operations
-    (`benchmarks.batches.useful_operations`) do at the rate of a large matrix product. One far beyond the bars is left
-    out.
+    (`benchmarks.batches.useful_operations`) do at the rate of a large matrix product. Where one of a batch's two lies
+    far beyond the bars, arrows with numbers stand for both.
     """
     from matplotlib.figure import Figure
 
     timed = {(Batch(*row["batch"]), row["provider"]): row for row in rows if "median_ms" in row}
     shown = [batch for batch in batches if (batch, "fastassoc") in timed]
-    bars: list[tuple[float, str, float, float]] = []  # y, contender, speed-up, the most possible
+    bars: list[tuple[float, str, float, float]] = []  # y, contender, speed-up, and at the rate of products
     for place, batch in enumerate(shown):
         mine = timed[batch, "fastassoc"]
         for index, name in enumerate(("eager", "compiled")):
@@ -159,6 +159,7 @@ def speedup_figure(rows: Iterable[Row], batches: Iterable[Batch], environment: s
     if not bars:
         return None
     longest = max(times for _, _, times, _ in bars)
+    far = {round(y) for y, _, _, floor in bars if floor > 1.6 * longest}
     figure = Figure(figsize=(7.6, 1.9 + 0.56 * len(shown)), layout="constrained")
     axes = figure.subplots()
     end = 1.12 * longest
@@ -169,7 +170,12 @@ def speedup_figure(rows: Iterable[Row], batches: Iterable[Batch], environment: s
             1.01, y, f"{times:.1f}x", transform=axes.get_yaxis_transform(), va="center", fontsize=10,
             color=_COLOURS[name], fontweight="bold",
         )  # fmt: skip
-        if floor <= 1.6 * longest:
+        if round(y) in far:
+            axes.annotate(
+                f"{floor:,.0f}x", (1.0, y), (-34, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                va="center", ha="right", fontsize=8, arrowprops={"arrowstyle": "->", "linewidth": 1.2},
+            )  # fmt: skip
+        else:
             axes.plot([floor, floor], [y - 0.18, y + 0.18], color="black", linewidth=1.2)
             end = max(end, 1.03 * floor)
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
@@ -182,11 +188,11 @@ def speedup_figure(rows: Iterable[Row], batches: Iterable[Batch], environment: s
     axes.set_axisbelow(True)
     title = f"Speed-up of one step (forward and backward) with fastassoc\n{environment}"
     figure.suptitle(title, fontsize=11)
-    _speedup_legend(figure)
+    _speedup_legend(figure, arrows=bool(far))
     return figure
 
 
-def _speedup_legend(figure: Any) -> None:
+def _speedup_legend(figure: Any, arrows: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -197,8 +203,12 @@ def _speedup_legend(figure: Any) -> None:
             [],
             [],
             color="black",
-            linewidth=1.2,
-            label="the most possible: arithmetic alone, at full speed\n(not drawn where far off)",
+            linestyle="none",
+            marker="|",
+            markersize=12,
+            markeredgewidth=1.2,
+            label="the arithmetic alone, at the rate of a large\nmatrix product"
+            + (" (an arrow: beyond the axis)" if arrows else ""),
         ),
     ]
     figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False)
@@ -235,7 +245,7 @@ def memory_figure(rows: Iterable[Row], environment: str) -> Any:
         return None
     n, d = rows[0]["batch"][0], rows[0]["batch"][2]
     title = "Peak memory of a step, beyond inputs and gradients\n"
-    title += f"{n:,} labelled samples, {d} dimensions\n{environment}"
+    title += f"{n:,} labelled samples in {rows[0]['batch'][3]} classes, {d} dimensions\n{environment}"
     figure, axes = _logarithmic_figure(lines, "unlabelled samples in the batch", "MiB", title)
     for provider, points in lines.items():
         mine = provider == "fastassoc"
@@ -257,7 +267,7 @@ def memory_figure(rows: Iterable[Row], environment: str) -> Any:
     axes.set_ylim(bottom=lowest / 2.2)
     for text, side, shift in (
         (f"one N x M matrix is at most {_KEPT_MIB} MiB:\nfastassoc keeps it for the backward pass", "right", -6),
-        ("it is larger:\nfastassoc computes\nit again, in parts", "left", 6),
+        ("the matrix is larger:\nfastassoc computes\nit again, in parts", "left", 6),
     ):
         axes.annotate(
             text, (border * 1.12, 0.02), (shift, 0), xycoords=("data", "axes fraction"), textcoords="offset points",

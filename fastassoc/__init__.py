@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        # The specification is there for comparison; the product never loads it.
+        # The specification is there for comparison; of the product only second derivatives load it.
         if name == "reference":
             import importlib
 

@@ -260,7 +260,7 @@ def walker_visit_losses(
     in the notation of `walker_visit_loss`, which is their weighted sum. Use this function where the terms are needed
     apart, for example to balance them by their gradients. It takes as long as `walker_visit_loss`. A backward pass
     through one term does the work of that term alone. Two backward passes, one through each term, take longer than one
-    through their sum.
+    through their sum, and the first needs ``retain_graph=True``.
 
     Args:
         a: [N, D] embeddings of labelled samples; float16, bfloat16, float32 or float64.

@@ -15,6 +15,9 @@ from fastassoc.backends import choose_backend
 from fastassoc.backends.cpu.native import machine
 from fastassoc.version import __version__
 
+_TRITON_SAYS_YES = ("1", "true", "yes", "on", "y")
+"""Values of its variables that Triton takes for a yes, in small letters."""
+
 
 def show_config() -> None:
     """Prints what runs where, and nothing else: add it to a bug report.
@@ -39,7 +42,7 @@ def _parts() -> Iterator[tuple[str, str]]:
     yield "processor", processor()
     yield "machine code", _machine_code()
     yield from _gpus()
-    yield "threads", f"{torch.get_num_threads()} of PyTorch, {os.cpu_count()} processors"
+    yield "threads", f"{torch.get_num_threads()} of PyTorch, {_processors()} processors"
 
 
 def processor() -> str:
@@ -52,13 +55,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _processors() -> int | None:
+    """Those that this process may use, where the system tells them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "not installed"
     # Builds for other processors and nightly builds have another name, and import as triton all the same.
     names = metadata.packages_distributions().get("triton", [])
     version = metadata.version(names[0]) if names else "of unknown version"
-    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in _TRITON_SAYS_YES
     return version + (", kernels interpreted because TRITON_INTERPRET is set" if interpreted else "")
 
 
@@ -72,14 +80,19 @@ def _machine_code() -> str:
 def _gpus() -> Iterator[tuple[str, str]]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        yield "GPU", f"none that PyTorch finds ({_gpu_build()})"
+        yield "GPU", f"none with CUDA or ROCm ({_gpu_build()})"
     for index in range(count):
+        try:
+            name = torch.cuda.get_device_name(index)
+        except Exception as error:  # whatever it is, the report has to come out
+            yield f"GPU {index}", f"cannot be used ({_gpu_build()}): {error}"
+            continue
         try:
             choose_backend("triton", torch.device("cuda", index))
             backend = "Triton kernels"
-        except Exception as error:  # whatever it is, the report has to come out
+        except Exception as error:
             backend = f"cannot be used: {error}"
-        yield f"GPU {index}", f"{torch.cuda.get_device_name(index)} ({_gpu_build()}), {backend}"
+        yield f"GPU {index}", f"{name} ({_gpu_build()}), {backend}"
 
 
 def _gpu_build() -> str:

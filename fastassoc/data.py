@@ -20,24 +20,29 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         sampler = ClassBalancedBatchSampler(dataset.targets, samples_per_class=10, num_batches=500)
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
 
-    Samples of a class are drawn without replacement: all of them come, in random order, before they come again. Only a
-    class with fewer than ``samples_per_class`` samples has the same sample several times in a batch; each of its
-    samples then comes equally often, or once more. Where a batch does not hold all classes, classes are drawn without
-    replacement, too. Inside a batch, samples lie class by class in ascending order of the labels.
+    Within an epoch, samples of a class are drawn without replacement: all of them come, in random order, before one
+    comes again. The next epoch begins anew, with all samples. Only a class with fewer than ``samples_per_class``
+    samples has the same sample several times in a batch; each of its samples then comes equally often, or once more.
+    Where a batch does not hold all classes, classes are drawn without replacement, too. Inside a batch, samples lie
+    class by class in ascending order of the labels.
 
     Each pass over the sampler is an epoch with an order of its own, made of ``seed`` and the number of the epoch. The
-    first pass is epoch 0, the next one epoch 1, and so on; `set_epoch` sets the number of the next pass.
+    first pass is epoch 0, the next one epoch 1, and so on; `set_epoch` sets the number of the next pass. A pass takes
+    its number when its first batch is drawn, and one that draws no more than that batch counts as well.
 
-    In distributed training every process makes the same schedule and takes its own part of it. At each step all
-    processes see the same classes. They draw different samples of each class that has enough of them, which is
-    ``num_replicas * samples_per_class``, and all have the same number of batches.
+    In distributed training every process makes the same schedule and takes its own part of it. Call
+    ``set_epoch(epoch)`` in every process before each pass: else a process that draws a batch beside its passes, to look
+    at it for example, is an epoch ahead of the others from then on. At each step all processes see the same classes.
+    They draw different samples of each class that has enough of them, which is ``num_replicas * samples_per_class``,
+    and all have the same number of batches.
 
     Args:
         labels: [N], the label of each sample of the data set; a tensor, an array or a sequence of integers.
         samples_per_class: number of samples of each class in a batch of this process.
         classes_per_batch: number of classes in a batch; all of them by default.
-        num_batches: number of batches in an epoch. The default is one pass over the samples that take part, rounded
-            down, and at least 1. A small labelled set beside a large unlabelled one needs as many batches as that.
+        num_batches: number of batches in an epoch. By default all processes together draw as many samples as take
+            part, rounded down to whole batches, and at least one batch each. For a small labelled set beside a large
+            unlabelled one, set it to the number of unlabelled batches.
         ignore_index: samples with this label are left out, for example those without a label.
         seed: from 0; the same in all processes.
         num_replicas: number of processes; by default that of ``torch.distributed`` where it is initialised, else 1.
@@ -66,6 +71,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
             num_replicas = distributed.get_world_size() if grouped else 1
         if rank is None:
             rank = distributed.get_rank() if grouped else 0
+        validation.check_ignore_index(ignore_index)
         self._samples = _samples_of_classes(validation.checked_sample_labels(labels), ignore_index)
         classes = len(self._samples)
         if classes_per_batch is None:
@@ -93,6 +99,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Indices of the samples of each batch of an epoch."""
+        # At the first batch: a DataLoader with workers makes an iterator before the one that it draws from.
         random = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
         classes = _Deck(np.arange(len(self._samples)), random)

@@ -10,7 +10,9 @@ import math
 
 
 def linear_rampup(step: float, length: float) -> float:
-    """``step / length``, from 0 at step 0 to 1 at step ``length`` and beyond; 1 for a ``length`` of 0.
+    """``step / length``, from 0 at step 0 to 1 at step ``length`` and beyond.
+
+    A ``length`` of 0 is a jump from 0 to 1 at step 0.
 
     Raises:
         ValueError: a negative ``length``.
@@ -21,7 +23,7 @@ def linear_rampup(step: float, length: float) -> float:
 def sigmoid_rampup(step: float, length: float) -> float:
     """``exp(-5 (1 - t)^2)`` with ``t = step / length``: from 0.0067 at step 0 to 1 at step ``length`` and beyond.
 
-    1 for a ``length`` of 0.
+    A ``length`` of 0 is a jump from 0.0067 to 1 at step 0.
 
     Raises:
         ValueError: a negative ``length``.
@@ -34,4 +36,4 @@ def sigmoid_rampup(step: float, length: float) -> float:
 def _progress(step: float, length: float) -> float:
     if length < 0:
         raise ValueError(f"length must not be negative; got {length}")
-    return 1.0 if length == 0 else min(max(step / length, 0.0), 1.0)
+    return float(step >= 0) if length == 0 else min(max(step / length, 0.0), 1.0)

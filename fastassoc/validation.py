@@ -162,15 +162,20 @@ def _check_options(
     _check_number("eps", eps, readable, compiling)
     if not 0.0 <= float(eps) <= 1.0:
         raise ValueError(f"eps must lie between 0 and 1, for it is added to probabilities; got {eps}")
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")
-    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index must fit in int64; got {ignore_index}")
+    check_ignore_index(ignore_index)
     _check_choice("backend", backend, BACKENDS)
 
 
 _check_options_once = functools.lru_cache(maxsize=16)(_check_options)
 """Training repeats the same options; only those that pass are remembered."""
+
+
+def check_ignore_index(ignore_index: Any) -> None:
+    """None, or an int that a label can be."""
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit in int64; got {ignore_index}")
 
 
 def check_rows_left(rows: int, ignore_index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import types
 from importlib import metadata
@@ -40,12 +41,23 @@ def test_versions_and_machine() -> None:
     assert found["threads"].startswith(f"{torch.get_num_threads()} of PyTorch, ")
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_processors_are_those_that_may_be_used(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    if told:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert lines()["threads"].endswith(f"of PyTorch, {2 if told else 64} processors")
+
+
 def test_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert lines()["Triton"] == metadata.version("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert lines()["Triton"].endswith("kernels interpreted because TRITON_INTERPRET is set")
+    knobs = pytest.importorskip("triton.knobs")
+    for value in ("", "0", "false", "off", "2", "1", "True", "on", "y", "yes"):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        interpreted = ", kernels interpreted because TRITON_INTERPRET is set" if knobs.runtime.interpret else ""
+        assert lines()["Triton"] == metadata.version("triton") + interpreted
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert lines()["Triton"] == "not installed"
 
@@ -70,7 +82,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, hip, build in ((None, None, "CPUs"), ("13.0", None, "CUDA 13.0"), (None, "6.4", "ROCm 6.4")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.version, "hip", hip)
-        assert lines()["GPU"] == f"none that PyTorch finds (PyTorch for {build})"
+        assert lines()["GPU"] == f"none with CUDA or ROCm (PyTorch for {build})"
 
 
 def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,12 +91,18 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         if device.index == 1:
             raise RuntimeError("it needs a newer card")
 
+    def get_device_name(index: int) -> str:
+        if index == 2:
+            raise RuntimeError("CUDA error: out of memory")
+        return ("New card", "Old card")[index]
+
     monkeypatch.setattr(configuration, "choose_backend", choose_backend)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ("New card", "Old card")[index])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", get_device_name)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)
     found = lines()
     assert found["GPU 0"] == "New card (PyTorch for CUDA 13.0), Triton kernels"
     assert found["GPU 1"] == "Old card (PyTorch for CUDA 13.0), cannot be used: it needs a newer card"
+    assert found["GPU 2"] == "cannot be used (PyTorch for CUDA 13.0): CUDA error: out of memory"

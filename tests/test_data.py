@@ -119,9 +119,22 @@ def test_seed_and_epoch_fix_the_order() -> None:
     assert all(x != y for x, y in itertools.combinations(orders, 2))
     sampler = ClassBalancedBatchSampler(LABELS, 5)
     assert [list(sampler) for _ in range(3)] == [batches(0, epoch) for epoch in range(3)]
-    # A pass that was only begun is an epoch as well.
+    # A pass that was only begun is an epoch as well, one of which nothing was drawn is not.
     next(iter(sampler))
+    iter(sampler)
     assert list(sampler) == batches(0, 4)
+
+
+def test_set_epoch_brings_processes_together() -> None:
+    samplers = [ClassBalancedBatchSampler(LABELS, 5, num_replicas=2, rank=rank) for rank in range(2)]
+    next(iter(samplers[0]))  # a look at a batch, in one process
+    for epoch in range(2):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        for ours, theirs in zip(*samplers, strict=True):
+            # Class 1 has 7 samples, too few for both.
+            shared = set(ours) & set(theirs)
+            assert {int(LABELS[index]) for index in shared} <= {-2}
 
 
 def test_the_length_of_an_epoch() -> None:
@@ -166,6 +179,11 @@ def test_processes_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         (LABELS[:, None], {}, ValueError, ["labels", "1 dimension", "(100, 1)"]),
         ([], {}, ValueError, ["labels", "empty"]),
         (np.zeros(3, int), {"ignore_index": 0}, ValueError, ["ignore_index=0", "at least one sample"]),
+        (LABELS, {"ignore_index": "0"}, TypeError, ["ignore_index", "int or None", "str"]),
+        (LABELS, {"ignore_index": 1.5}, TypeError, ["ignore_index", "int or None", "float"]),
+        (LABELS, {"ignore_index": True}, TypeError, ["ignore_index", "int or None", "bool"]),
+        (LABELS, {"ignore_index": torch.tensor(1)}, TypeError, ["ignore_index", "int or None", "Tensor"]),
+        (LABELS, {"ignore_index": 2**63}, ValueError, ["ignore_index", "int64"]),
         (LABELS, {"samples_per_class": 0}, ValueError, ["samples_per_class", "at least 1", "0"]),
         (LABELS, {"samples_per_class": 2.0}, TypeError, ["samples_per_class", "int", "float"]),
         (LABELS, {"classes_per_batch": 5}, ValueError, ["classes_per_batch", "from 1 to 4", "5"]),

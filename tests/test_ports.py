@@ -69,6 +69,24 @@ def test_how_large_the_constant_is(n: int, m: int, classes: int, visit_weight: f
     assert constant(case, 1.0, visit_weight) == pytest.approx(figure, abs=0.005)
 
 
+def terms_over_the_root_of_d(a: Tensor, b: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair of terms, cross-entropies, of a port whose scores are divided by the square root of D."""
+    scores = a @ b.T / math.sqrt(a.shape[1])
+    p_ab, p_ba = F.softmax(scores, 1), F.softmax(scores.T, 1)
+    same = (labels[:, None] == labels[None, :]).to(a.dtype)
+    walker = -(same / same.sum(1, keepdim=True) * torch.log(p_ab @ p_ba + 1e-8)).sum(1).mean()
+    return walker, -torch.log(p_ab.mean(0) + 1e-8).mean()
+
+
+@pytest.mark.parametrize("d", [16, 100])
+def test_both_terms_of_scores_over_the_root_of_d(d: int) -> None:
+    case = make_case(40, 90, d, 4, scale=0.7)
+    mine = fastassoc.walker_visit_losses(case.a, case.b, case.labels, temperature=case.a.shape[1] ** 0.5)
+    for term, port in zip(mine, terms_over_the_root_of_d(case.a, case.b, case.labels), strict=True):
+        # The original code divides by the sum of probabilities with eps, 1 + N eps and 1 + M eps.
+        assert float(term) == pytest.approx(float(port), abs=2e-6)
+
+
 @pytest.mark.parametrize("d", [16, 100])
 def test_scores_over_the_root_of_d_are_a_temperature(d: int) -> None:
     case = make_case(40, 90, d, 4, scale=0.7)

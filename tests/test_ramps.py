@@ -17,8 +17,10 @@ def test_values() -> None:
 
 
 @pytest.mark.parametrize("ramp", [linear_rampup, sigmoid_rampup])
-def test_a_ramp_of_no_length_is_1_and_one_of_negative_length_an_error(ramp: object) -> None:
+def test_a_ramp_of_no_length_is_a_jump_and_one_of_negative_length_an_error(ramp: object) -> None:
     assert callable(ramp)
-    assert ramp(0, 0) == 1.0
+    # Delayed by 500 steps, as in the README: nothing before them.
+    assert [ramp(step - 500, 0) for step in (0, 499)] == [ramp(-1, 100)] * 2
+    assert [ramp(step - 500, 0) for step in (500, 501)] == [1.0, 1.0]
     with pytest.raises(ValueError, match="length must not be negative; got -1"):
         ramp(0, -1)

