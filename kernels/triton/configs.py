@@ -215,7 +215,10 @@ _DENSE = {
 """Tiles of small batches (`fastassoc.kernels.triton.dense`), as many rows as columns, the same for all their passes."""
 
 
-_ONE_TILE = {
+_ONE_TILE: dict[tuple[str, str], Tile | None] = {
+    # Triton 3.7 fails to compile the forward pass.
+    (_BLACKWELL, "bf16"): None,
+    (_BLACKWELL, "fp32-bf16"): None,
     (_USUAL, "bf16"): Tile(128, 128, 64, 8, 1),
     (_USUAL, "fp32-bf16"): Tile(128, 128, 64, 8, 1),
     (_HOPPER, "bf16x2"): Tile(128, 128, 64, 8, 1),
