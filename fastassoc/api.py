@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
-import torch
 from torch import Tensor
 
-from fastassoc import operators, validation
-from fastassoc.autograd import OperatorFunction, WalkerVisitFunction
-from fastassoc.backends import choose_backend
-from fastassoc.computation import Call, own_precision
-from fastassoc.validation import Backend, Similarity
+from fastassoc.terms import accumulation_dtype, for_reduction, is_zero, terms
+from fastassoc.validation import Backend, GradientReduction, Similarity
 
-_TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class WalkerVisitLosses(NamedTuple):
@@ -39,7 +36,7 @@ class WalkStatistics(NamedTuple):
     """0-d, in [0, 1]: the mean over rows of the square root of that probability, the original code's estimate of the
     accuracy of a single step."""
     visit_probability: Tensor
-    """[M], sums to one: how often the walker meets each row of ``b`` (eq 9)."""
+    """[M], sums to one: how often the walker meets each row of ``b`` (eq 9). Over ranks, of this rank's rows."""
 
 
 @overload
@@ -56,6 +53,8 @@ def walker_visit_loss(
     ignore_index: int | None = ...,
     return_stats: Literal[False] = ...,
     backend: Backend = ...,
+    group: ProcessGroup | Literal["world"] | None = ...,
+    gradient_reduction: GradientReduction = ...,
 ) -> Tensor: ...
 
 
@@ -73,6 +72,8 @@ def walker_visit_loss(
     ignore_index: int | None = ...,
     return_stats: Literal[True],
     backend: Backend = ...,
+    group: ProcessGroup | Literal["world"] | None = ...,
+    gradient_reduction: GradientReduction = ...,
 ) -> tuple[Tensor, WalkStatistics]: ...
 
 
@@ -90,6 +91,8 @@ def walker_visit_loss(
     ignore_index: int | None = ...,
     return_stats: bool,
     backend: Backend = ...,
+    group: ProcessGroup | Literal["world"] | None = ...,
+    gradient_reduction: GradientReduction = ...,
 ) -> Tensor | tuple[Tensor, WalkStatistics]: ...
 
 
@@ -106,6 +109,8 @@ def walker_visit_loss(
     ignore_index: int | None = None,
     return_stats: bool = False,
     backend: Backend = "auto",
+    group: ProcessGroup | Literal["world"] | None = None,
+    gradient_reduction: GradientReduction = "mean",
 ) -> Tensor | tuple[Tensor, WalkStatistics]:
     r"""Walker and visit loss of "Learning by Association": ``walker_weight * walker + visit_weight * visit``.
 
@@ -152,6 +157,9 @@ def walker_visit_loss(
             tensors on a GPU, or on the CPU under TRITON_INTERPRET=1; it does not wait for the device up to 2,048 rows
             of ``a``, and once above; labels on the device that all equal ``ignore_index`` give NaN instead of an error.
             Its float32 products follow ``torch.get_float32_matmul_precision()``.
+        group: a process group of ``torch.distributed``, or "world" for the default one: the loss is then that of the
+            rows of all its ranks, each of which passes rows of its own. See "Over ranks" below.
+        gradient_reduction: "mean" or "sum", what training does with the gradients of the ranks of ``group``.
 
     Returns:
         The loss, 0-d, float32 (float64 for float64 inputs); with ``return_stats`` the pair ``(loss, statistics)``.
@@ -170,24 +178,40 @@ def walker_visit_loss(
     ``jacfwd``, ``hessian``; ``jacrev`` of ``jacrev`` is the same), transforms of ``torch.func`` inside
     ``torch.compile``, sparse, nested and distributed tensors.
 
+    Over ranks, that is with a ``group``, N and M count the rows of all ranks. Ranks may pass different numbers of rows,
+    and none of ``a``, but at least one of ``b``. The loss is the same to the bit on every rank, and so are the
+    statistics but for ``visit_probability``, which is of this rank's ``b``. ``a`` and ``labels`` are gathered, which
+    is N D numbers and N labels; ``b`` stays where it is. Of what else crosses ranks nothing grows with M: the
+    normalisers of the rows of ``a``, N numbers of each rank, the round trips within classes, and in the backward pass
+    the gradient of ``a``. All ranks call the loss with the same options, and go back through it as many times as the
+    others, with the same upstream gradient. By default, "mean", the gradients of a rank are the derivatives by its own
+    rows times the number of ranks. DDP and FSDP take the mean of gradients over ranks, so a network trained with them
+    gets the gradient of the loss of all rows. With "sum" they are the derivatives themselves, for training that adds
+    gradients up. A temperature or weight that is learned counts as a parameter that the ranks share. Where one rank
+    raises because of its arguments, all do. On a GPU the host waits for the device in every forward pass. There are no
+    second derivatives over ranks, no transforms of ``torch.func``, and ``torch.compile`` breaks its graph at the loss.
+
     Raises:
         TypeError: an argument of the wrong type, dtype or layout.
-        ValueError: an argument of the wrong shape or value.
-        RuntimeError: tensors on different devices, a backend that cannot run here, a tensor whose memory was released;
-            in the backward pass, ``a`` or ``b`` of another shape, dtype or device than in the forward pass.
+        ValueError: an argument of the wrong shape or value, or not the same on every rank.
+        RuntimeError: tensors on different devices, a backend that cannot run here, a tensor whose memory was released,
+            another rank that raised; in the backward pass, ``a`` or ``b`` of another shape, dtype or device than in the
+            forward pass.
 
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017; values and gradients follow the
     authors' implementation.
     """
-    walker_term, visit_term, *statistics = _terms(
-        a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend
-    )
-    if _is_zero(walker_weight) and _is_zero(visit_weight):
+    walker_term, visit_term, *statistics = terms(
+        a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend,
+        group, gradient_reduction,
+    )  # fmt: skip
+    if is_zero(walker_weight) and is_zero(visit_weight):
         # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
-        dtype = _accumulation_dtype(a, b)
+        dtype = accumulation_dtype(a, b)
         loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0
     else:
         loss = _weighted(walker_term, walker_weight, visit_term, visit_weight)
+    loss = for_reduction(loss, group, gradient_reduction)
     if not return_stats:
         return loss
     assert walker_term is not None
@@ -207,6 +231,8 @@ def walker_visit_losses(
     ignore_index: int | None = ...,
     return_stats: Literal[False] = ...,
     backend: Backend = ...,
+    group: ProcessGroup | Literal["world"] | None = ...,
+    gradient_reduction: GradientReduction = ...,
 ) -> WalkerVisitLosses: ...
 
 
@@ -222,6 +248,8 @@ def walker_visit_losses(
     ignore_index: int | None = ...,
     return_stats: Literal[True],
     backend: Backend = ...,
+    group: ProcessGroup | Literal["world"] | None = ...,
+    gradient_reduction: GradientReduction = ...,
 ) -> tuple[WalkerVisitLosses, WalkStatistics]: ...
 
 
@@ -237,6 +265,8 @@ def walker_visit_losses(
     ignore_index: int | None = ...,
     return_stats: bool,
     backend: Backend = ...,
+    group: ProcessGroup | Literal["world"] | None = ...,
+    gradient_reduction: GradientReduction = ...,
 ) -> WalkerVisitLosses | tuple[WalkerVisitLosses, WalkStatistics]: ...
 
 
@@ -251,6 +281,8 @@ def walker_visit_losses(
     ignore_index: int | None = None,
     return_stats: bool = False,
     backend: Backend = "auto",
+    group: ProcessGroup | Literal["world"] | None = None,
+    gradient_reduction: GradientReduction = "mean",
 ) -> WalkerVisitLosses | tuple[WalkerVisitLosses, WalkStatistics]:
     r"""Both terms of `walker_visit_loss`, each by itself, from one pass.
 
@@ -272,6 +304,8 @@ def walker_visit_losses(
         ignore_index: rows of ``a`` with this label take no part.
         return_stats: also return `WalkStatistics`.
         backend: "auto", "cpu" or "triton".
+        group: a process group whose ranks each pass rows of their own, or "world".
+        gradient_reduction: "mean" or "sum" over the ranks of ``group``.
 
     What these arguments mean in full, and precision, memory, determinism, derivatives and errors, are as described for
     `walker_visit_loss`. NaN or infinity in ``a`` or ``b`` gives NaN in at least one of the terms.
@@ -287,101 +321,16 @@ def walker_visit_losses(
 
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017.
     """
-    walker, visit, *statistics = _terms(
-        a, b, labels, 1.0, 1.0, similarity, temperature, eps, ignore_index, return_stats, backend
-    )
+    walker, visit, *statistics = terms(
+        a, b, labels, 1.0, 1.0, similarity, temperature, eps, ignore_index, return_stats, backend,
+        group, gradient_reduction,
+    )  # fmt: skip
     assert walker is not None
     assert visit is not None
-    losses = WalkerVisitLosses(walker, visit)
+    losses = WalkerVisitLosses(*(for_reduction(x, group, gradient_reduction) for x in (walker, visit)))
     if not return_stats:
         return losses
     return losses, WalkStatistics(walker.detach(), visit.detach(), *statistics)
-
-
-def _terms(
-    a: Tensor,
-    b: Tensor,
-    labels: Tensor,
-    walker_weight: float | Tensor,
-    visit_weight: float | Tensor,
-    similarity: Similarity,
-    temperature: float | Tensor,
-    eps: float,
-    ignore_index: int | None,
-    return_stats: bool,
-    backend: Backend,
-) -> tuple[Any, ...]:
-    """The walker and the visit term without weights, then, with ``return_stats``, what only statistics want.
-
-    A term of weight 0 is None, unless statistics want it.
-    """
-    compiling = torch.compiler.is_compiling()
-    by_operators = compiling or operators.needed(a, b, labels, walker_weight, visit_weight, temperature)
-    transformed = by_operators and not compiling and torch._C._are_functorch_transforms_active()
-    validation.check_options(
-        walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, readable=not by_operators
-    )
-    validation.check_embeddings(a, b)
-    validation.check_labels(labels, a)
-    if isinstance(temperature, Tensor):
-        temperature = temperature.reshape(())
-    if ignore_index is not None and ignore_index < 0 and not labels.dtype.is_signed:
-        # Nor may the largest unsigned numbers become it.
-        ignore_index = None
-    chosen = None
-    if not by_operators:
-        chosen = choose_backend(backend, a.device)
-        validation.check_memory(a=a, b=b, labels=labels)
-
-    dtype = _accumulation_dtype(a, b)
-    if eps < (_TINY_FLOAT64 if dtype == torch.float64 else _TINY_FLOAT32):
-        eps = 0.0
-    if a.dtype != b.dtype:
-        validation.check_mixed_dtypes(a, b)
-        a, b = a.to(dtype), b.to(dtype)
-    walker, visit = return_stats or not _is_zero(walker_weight), return_stats or not _is_zero(visit_weight)
-    if not walker and not visit:
-        return None, None
-    # Squared distances take a temperature that is learned themselves, for their precision depends on it.
-    scale, divisor = 1.0, None
-    if similarity == "cosine":
-        with own_precision(a):
-            a, b = _unit_rows(a, dtype), _unit_rows(b, dtype)
-    if not isinstance(temperature, Tensor):
-        scale = 1.0 / float(temperature)
-    elif similarity == "euclidean":
-        divisor = temperature
-    else:
-        a = a.to(dtype) / temperature
-    needs_gradient = torch.is_grad_enabled() and (
-        transformed or a.requires_grad or b.requires_grad or (divisor is not None and divisor.requires_grad)
-    )
-    euclidean = similarity == "euclidean"
-    options = ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient, backend
-    if chosen is None:
-        operator = OperatorFunction.apply if transformed else operators.losses
-        walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
-        return (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
-    outputs: tuple[Any, ...] = WalkerVisitFunction.apply(a, b, divisor, Call(chosen, labels, *options))
-    return outputs
-
-
-def _accumulation_dtype(a: Tensor, b: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-
-
-def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows over their norms; a zero row stays zero, with finite derivatives."""
-    x = x.to(dtype)
-    # The norm of a zero row has no second derivative.
-    present = (x != 0.0).any(1, keepdim=True)
-    norm = torch.linalg.vector_norm(x.where(present, 1.0), dim=1, keepdim=True)
-    unit: Tensor = x / norm.where(present & (norm > 0.0), 1.0)
-    return unit
-
-
-def _is_zero(weight: float | Tensor) -> bool:
-    return not isinstance(weight, Tensor) and weight == 0.0
 
 
 def _weighted(
@@ -393,9 +342,9 @@ def _weighted(
     if walker is None:
         return _scaled(visit, visit_weight)
     # A term of weight 0 was computed for the statistics only; it may be the one that saw an input that is not finite.
-    if _is_zero(walker_weight):
+    if is_zero(walker_weight):
         return _scaled(visit, visit_weight).masked_fill(walker.detach().isnan(), math.nan)
-    if _is_zero(visit_weight):
+    if is_zero(visit_weight):
         return _scaled(walker, walker_weight).masked_fill(visit.detach().isnan(), math.nan)
     return _scaled(walker, walker_weight) + _scaled(visit, visit_weight)
 

@@ -17,6 +17,21 @@ from fastassoc.computation import Call, own_precision
 _NONE = (None, None, None, None)
 
 
+class ScaledGradient(torch.autograd.Function):
+    """A number as it is, with gradients times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        """The number."""
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Its gradient times the factor."""
+        return grad * ctx.factor, None
+
+
 class _ReverseOnly(torch.autograd.Function):
     """Says that it has no forward-mode derivative."""
 
@@ -40,7 +55,7 @@ class WalkerVisitFunction(_ReverseOnly):
     def forward(ctx: Any, a: Tensor, b: Tensor, temperature: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
-        (walker, visit, *statistics, saved), precision, labels = computation.losses(call, a, b, temperature)
+        (walker, visit, *statistics, saved), precision, labels, _ = computation.losses(call, a, b, temperature)
         if call.needs_gradient:
             tensors = (a, b, temperature, *saved)
             ctx.made = call, precision, labels
@@ -103,6 +118,87 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
 
 
 _opaque_backward = torch._disable_dynamo(_backward)  # type: ignore[attr-defined]
+
+
+class RanksFunction(_ReverseOnly):
+    """`WalkerVisitFunction` over the ranks of ``call``: the losses of all their rows, and gradients of this rank's.
+
+    Gradients are as many times those of the losses as there are ranks, so that their mean over ranks, of parameters
+    that all ranks share, is the gradient of the losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, temperature: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
+        """Losses, and statistics where wanted."""
+        ctx.set_materialize_grads(False)
+        (walker, visit, *statistics, saved), precision, labels, all_a = computation.losses(call, a, b, temperature)
+        tensors: tuple[Tensor | None, ...] = all_a, b, temperature, *saved
+        ctx.made = call, precision, labels
+        assert call.ranks is not None
+        if call.ranks.at_once:
+            needs = ctx.needs_input_grad[:3]
+            made, inputs, one = ctx.made, tensors, b.new_ones((), dtype=precision.dtype)
+            by_walker = _NONE[:3] if walker is None else _gradients_of_own(made, inputs, one, None, needs)
+            by_visit = _NONE[:3] if visit is None else _gradients_of_own(made, inputs, None, one, needs)
+            tensors = *by_walker, *by_visit
+        ctx.forms = validation.forms(tensors)
+        ctx.save_for_backward(*tensors)
+        if not call.statistics:
+            return walker, visit
+        ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
+        return walker, visit, *statistics
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of ``a``, ``b`` and the temperature."""
+        backward = _opaque_backward_over_ranks if torch.compiler.is_compiling() else _backward_over_ranks
+        return backward(ctx, grad_walker, grad_visit)
+
+
+def _backward_over_ranks(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("fastassoc's loss has no second derivatives over ranks: no create_graph=True with group")
+    if grad_walker is None and grad_visit is None:
+        return _NONE
+    tensors = ctx.saved_tensors
+    validation.check_unchanged(ctx.forms, tensors)
+    ranks = ctx.made[0].ranks
+    walker, visit = (None if x is None else x * ranks.size for x in (grad_walker, grad_visit))
+    if not ranks.at_once:
+        return *_gradients_of_own(ctx.made, tensors, walker, visit, ctx.needs_input_grad[:3]), None
+    results: list[Tensor | None] = []
+    for of_walker, of_visit in zip(tensors[:3], tensors[3:], strict=True):
+        pairs = (of_walker, walker), (of_visit, visit)
+        terms = [x * grad for x, grad in pairs if x is not None and grad is not None]
+        results.append(sum(terms[1:], terms[0]) if terms else None)
+    return *results, None
+
+
+_opaque_backward_over_ranks = torch._disable_dynamo(_backward_over_ranks)  # type: ignore[attr-defined]
+
+
+def _gradients_of_own(
+    made: tuple[Call, computation.Precision, Any],
+    tensors: tuple[Tensor | None, ...],
+    grad_walker: Tensor | None,
+    grad_visit: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of this rank's inputs; those of ``a`` that any rank needs cross ranks."""
+    call, precision, labels = made
+    a, b, temperature, *saved = tensors
+    ranks = call.ranks
+    assert a is not None
+    assert b is not None
+    assert ranks is not None
+    wanted = ranks.needs_da, needs[1], needs[2]
+    da, db, dtemperature = computation.gradients(
+        call, precision, labels, a, b, temperature, tuple(saved), grad_walker, grad_visit, wanted
+    )
+    own = None if da is None else ranks.own_rows(da)
+    return own if needs[0] else None, db, dtemperature
 
 
 class Specification(NamedTuple):

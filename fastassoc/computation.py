@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends.protocol import Backend, Inputs, Losses, Saved
+from fastassoc.distributed import Ranks
 
 _NEAR, _ROUNDINGS, _LARGEST = 1.5, 3.0, 16.0
 """Products are exact enough where the squared norm of a row, over T, is at most the first times its least squared
@@ -53,6 +54,8 @@ class Call(NamedTuple):
     needs_gradient: bool
     backend_name: str
     """As the caller gave it."""
+    ranks: Ranks | None = None
+    """Those that compute the loss together, each with rows of its own."""
 
 
 class Precision(NamedTuple):
@@ -71,6 +74,8 @@ class Forward(NamedTuple):
     precision: Precision
     labels: Any
     """What `Backend.prepare_labels` made of the labels."""
+    a: Tensor
+    """Those of all ranks."""
 
 
 class CallGradients(NamedTuple):
@@ -96,17 +101,20 @@ def accumulation_dtype(a: Tensor) -> torch.dtype:
 def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forward:
     """Losses in the accumulation dtype of ``a``; ``temperature``, 0-d, divides squared distances."""
     dtype = accumulation_dtype(a)
+    given = call.labels
+    if call.ranks is not None:
+        a, given = call.ranks.all_rows(a, given)
     with own_precision(a):
         form, precision = None, Precision(dtype, False)
         if call.euclidean:
             form = _distance_form(call, a, b, temperature)
             precision = Precision(form.dtype, form.differences)
-        labels = call.backend.prepare_labels(call.labels, call.ignore_index, b, precision.dtype)
+        labels = call.backend.prepare_labels(given, call.ignore_index, b, precision.dtype)
         inputs = _form(call, precision, a, b, None, labels) if form is None else form._replace(labels=labels)
         results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
     if precision.dtype != dtype:
         results = Losses._make([*(None if x is None else x.to(dtype) for x in results[:-1]), results.saved])
-    return Forward(results, precision, labels)
+    return Forward(results, precision, labels, a)
 
 
 def gradients(
@@ -121,7 +129,10 @@ def gradients(
     grad_visit: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> CallGradients:
-    """Gradients by ``a``, ``b`` and the temperature: those asked for."""
+    """Gradients by ``a``, ``b`` and the temperature: those asked for.
+
+    Over ranks ``a`` is that of all, and gradients are this rank's part of the sum over ranks.
+    """
     with own_precision(a):
         inputs = _form(call, precision, a, b, temperature, labels)
         if precision.dtype != accumulation_dtype(a):
@@ -168,8 +179,9 @@ def _form(
         bias_a, bias_b = (x.square().sum(1).mul_(-scale) for x in (a, b))
         scale *= 2.0
     return Inputs(
-        a, b, bias_a, bias_b, labels, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences
-    )
+        a, b, bias_a, bias_b, labels, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences,
+        call.ranks,
+    )  # fmt: skip
 
 
 def _root(temperature: Tensor, dtype: torch.dtype) -> Tensor:
@@ -189,6 +201,9 @@ def _distance_form(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None)
     dtype = accumulation_dtype(a)
     quick = _form(call, Precision(dtype, False), a, b, temperature)
     needed = _digits_needed(quick)
+    if call.ranks is not None:
+        # NaN, if it is any rank's.
+        needed = float(call.ranks.gather(a.new_tensor(needed, dtype=torch.float64)).max())
     if needed <= 1.0:
         return quick
     # NaN, where products overflow, is not below anything.

@@ -9,7 +9,10 @@ from typing_extensions import TypeVar
 
 from fastassoc import validation
 from fastassoc.api import WalkStatistics, walker_visit_loss
-from fastassoc.validation import Backend, Similarity
+from fastassoc.validation import Backend, GradientReduction, Similarity
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Result = TypeVar("Result", default=Tensor)
 """What a call returns: the loss, or, with ``return_stats``, the pair of it and `WalkStatistics`."""
@@ -37,6 +40,8 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
         ignore_index: int | None = ...,
         return_stats: Literal[False] = ...,
         backend: Backend = ...,
+        group: ProcessGroup | Literal["world"] | None = ...,
+        gradient_reduction: GradientReduction = ...,
     ) -> None: ...
 
     @overload
@@ -51,6 +56,8 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
         ignore_index: int | None = ...,
         return_stats: Literal[True],
         backend: Backend = ...,
+        group: ProcessGroup | Literal["world"] | None = ...,
+        gradient_reduction: GradientReduction = ...,
     ) -> None: ...
 
     @overload
@@ -65,6 +72,8 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
         ignore_index: int | None = ...,
         return_stats: bool,
         backend: Backend = ...,
+        group: ProcessGroup | Literal["world"] | None = ...,
+        gradient_reduction: GradientReduction = ...,
     ) -> None: ...
 
     def __init__(
@@ -78,9 +87,13 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
         ignore_index: int | None = None,
         return_stats: bool = False,
         backend: Backend = "auto",
+        group: ProcessGroup | Literal["world"] | None = None,
+        gradient_reduction: GradientReduction = "mean",
     ) -> None:
         super().__init__()
         validation.check_options(walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend)
+        validation.check_group(group)
+        validation.check_gradient_reduction(gradient_reduction)
         self.walker_weight = walker_weight
         self.visit_weight = visit_weight
         self.similarity = similarity
@@ -89,6 +102,8 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
         self.ignore_index = ignore_index
         self.return_stats = return_stats
         self.backend = backend
+        self.group = group
+        self.gradient_reduction = gradient_reduction
 
     if TYPE_CHECKING:
 
@@ -109,6 +124,8 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
             ignore_index=self.ignore_index,
             return_stats=self.return_stats,
             backend=self.backend,
+            group=self.group,
+            gradient_reduction=self.gradient_reduction,
         )
         return cast("Result", result)
 
@@ -123,5 +140,7 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
             "ignore_index",
             "return_stats",
             "backend",
+            "group",
+            "gradient_reduction",
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

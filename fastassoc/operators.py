@@ -124,7 +124,7 @@ def losses_backward(
     if any(x is not None for x in restored):
         own_labels = call.backend.prepare_labels(labels, ignore_index, b, precision.dtype)
     else:
-        results, precision, own_labels = computation.losses(call, a, b, temperature)
+        results, precision, own_labels, _ = computation.losses(call, a, b, temperature)
         restored = results.saved
     gradients = computation.gradients(
         call,

@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Similarity = Literal["dot", "cosine", "euclidean"]
 Backend = Literal["auto", "cpu", "triton"]
+GradientReduction = Literal["mean", "sum"]
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+GRADIENT_REDUCTIONS: tuple[GradientReduction, ...] = get_args(GradientReduction)
 ORDINARY = (Tensor, torch.nn.Parameter)
 """Types of tensors that are no more than their memory."""
 _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
@@ -22,16 +27,16 @@ _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_embeddings(a: Tensor, b: Tensor) -> None:
-    """Two non-empty floating-point matrices of one width on one device."""
-    width = _checked_width("a", a)
+def check_embeddings(a: Tensor, b: Tensor, over_ranks: bool = False) -> None:
+    """Two floating-point matrices of one width on one device, not empty; a rank of several may have no row of ``a``."""
+    width = _checked_width("a", a, may_lack_rows=over_ranks)
     if width != _checked_width("b", b):
         raise ValueError(f"a and b must have the same embedding size; got {width} and {b.shape[1]}")
     if a.device != b.device:
         raise RuntimeError(f"a and b must be on the same device; got {a.device} and {b.device}")
 
 
-def _checked_width(name: str, x: Tensor) -> int:
+def _checked_width(name: str, x: Tensor, may_lack_rows: bool = False) -> int:
     _check_tensor(name, x)
     shape = x.shape
     if len(shape) != 2:
@@ -39,7 +44,7 @@ def _checked_width(name: str, x: Tensor) -> int:
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}")
     rows, width = shape
-    if rows == 0 or width == 0:
+    if width == 0 or (rows == 0 and not may_lack_rows):
         raise ValueError(f"{name} must not be empty; got shape {tuple(shape)}")
     return width
 
@@ -170,6 +175,41 @@ _check_options_once = functools.lru_cache(maxsize=16)(_check_options)
 """Training repeats the same options; only those that pass are remembered."""
 
 
+def check_gradient_reduction(gradient_reduction: Any) -> None:
+    """How gradients of ranks are put together."""
+    _check_choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
+
+
+def check_group(group: Any) -> None:
+    """A process group that this process belongs to, or its name; it need not be there yet."""
+    if group is None or (isinstance(group, str) and group == "world"):
+        return
+    if torch.distributed.is_available():
+        if isinstance(group, torch.distributed.ProcessGroup):
+            return
+        if group == torch.distributed.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("group must be one that this process is a member of; got what new_group gives to others")
+    raise TypeError(f"group must be a torch.distributed.ProcessGroup, 'world' or None; got {group!r}")
+
+
+def found_group(group: ProcessGroup | Literal["world"]) -> ProcessGroup:
+    """The group of that name; RuntimeError where there is none yet."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        raise RuntimeError("group needs torch.distributed.init_process_group to have been called in this process")
+    if isinstance(group, str):
+        world = torch.distributed.group.WORLD
+        assert world is not None
+        return world
+    return group
+
+
+def check_exchanged(a: Tensor, group: ProcessGroup) -> None:
+    """The group can exchange tensors on the device of ``a``."""
+    backends = torch.distributed.get_backend_config(group)
+    if f"{a.device.type}:" not in backends:
+        raise RuntimeError(f"group must exchange tensors on {a.device.type}, as a and b are; its backend is {backends}")
+
+
 def check_ignore_index(ignore_index: Any) -> None:
     """None, or an int that a label can be."""
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
@@ -227,8 +267,8 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name} is of layout {x.layout}, which is not supported: pass {name}.to_dense()")
     if hasattr(x, "full_tensor"):
         raise TypeError(
-            f"{name} is a {type(x).__name__}, which is not supported: pass {name}.full_tensor() for the loss of all "
-            f"rows, or {name}.to_local() for that of this process's"
+            f"{name} is a {type(x).__name__}, which is not supported: pass {name}.to_local(), with group for the loss "
+            "of the rows of all ranks"
         )
 
 

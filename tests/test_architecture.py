@@ -27,16 +27,18 @@ RULES: dict[str, tuple[str, ...]] = {
     "fastassoc.configuration": ("fastassoc.backends", "fastassoc.backends.cpu.native.machine", "fastassoc.version"),
     "fastassoc.version": (),
     "fastassoc.nn": ("fastassoc.api", "fastassoc.validation"),
-    "fastassoc.api": (
-        "fastassoc.autograd", "fastassoc.operators", "fastassoc.computation", "fastassoc.validation",
-        "fastassoc.backends",
+    "fastassoc.api": ("fastassoc.terms", "fastassoc.validation"),
+    "fastassoc.terms": (
+        "fastassoc.autograd", "fastassoc.operators", "fastassoc.computation", "fastassoc.distributed",
+        "fastassoc.validation", "fastassoc.backends",
     ),
+    "fastassoc.distributed": (),
     # The specification only when a second derivative is asked for.
     "fastassoc.autograd": (
         "fastassoc.operators", "fastassoc.computation", "fastassoc.validation", "fastassoc.reference",
     ),
     "fastassoc.operators": ("fastassoc.computation", "fastassoc.validation", "fastassoc.backends"),
-    "fastassoc.computation": ("fastassoc.backends.protocol",),
+    "fastassoc.computation": ("fastassoc.backends.protocol", "fastassoc.distributed"),
     "fastassoc.validation": (),
     "fastassoc.reference": (),
     "fastassoc.backends": ("fastassoc.backends.protocol", "fastassoc.backends.cpu", "fastassoc.backends.triton"),

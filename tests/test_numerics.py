@@ -164,7 +164,7 @@ def test_merged_form_holds_within_its_range(spread: float, holds: bool) -> None:
     problem = Problem(
         case.a[blocks.order], case.b, None, None, 1.0, 1e-8, blocks, walker=True, visit=True, dtype=torch.float32
     )
-    assert (sweeps.merged_walks(problem, True) is not None) == holds
+    assert (sweeps.merged_walks(problem, True, sweeps.RowSums(None)) is not None) == holds
 
 
 def test_scores_that_grow_from_tile_to_tile() -> None:

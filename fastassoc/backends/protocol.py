@@ -11,6 +11,19 @@ Saved = tuple[Tensor | None, ...]
 Needs = tuple[bool, bool, bool, bool]
 
 
+class Ranks(Protocol):
+    """The ranks of a process group, each with columns of its own, that compute a loss together."""
+
+    columns: int
+    """M of all ranks."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[ranks, ...]: ``x`` of every rank, of one shape and dtype."""
+
+    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Sums over ranks of tensors of one dtype, of the same shapes on every rank; the same to the bit on each."""
+
+
 class Inputs(NamedTuple):
     """A call as a backend meets it. Scores are ``s_ij = scale a_i . b_j + bias_a_i + bias_b_j``."""
 
@@ -36,6 +49,14 @@ class Inputs(NamedTuple):
     """Whether scores are computed as ``-scale / 2 |a_i - b_j|^2``: the same number, biases being ``-scale / 2 |a_i|^2``
     and ``-scale / 2 |b_j|^2``, but exact for neighbours far from the origin. Gradients of ``a`` and ``b`` may then be
     whole, with None for those of the biases."""
+    ranks: Ranks | None = None
+    """Those whose rows ``a`` and the labels have, where ``b`` has this rank's alone. Losses are then those of all, and
+    gradients this rank's part of the sum over ranks."""
+
+    @property
+    def columns(self) -> int:
+        """M, of all ranks."""
+        return self.b.shape[0] if self.ranks is None else self.ranks.columns
 
 
 class Losses(NamedTuple):

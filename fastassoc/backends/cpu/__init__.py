@@ -101,9 +101,9 @@ def _gradients(
 
 
 def _is_whole(inputs: Inputs) -> bool:
-    """Whether operations take whole matrices. Only tiles know differences, and notice a score of -inf in visits."""
+    """Whether operations take whole matrices. Only tiles know ranks and differences, and notice -inf in visits."""
     small = inputs.labels.rows * inputs.b.shape[0] * inputs.dtype.itemsize <= _WHOLE_BYTES
-    return small and inputs.walker and not inputs.differences
+    return small and inputs.walker and not inputs.differences and inputs.ranks is None
 
 
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:

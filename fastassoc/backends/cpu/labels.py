@@ -74,25 +74,26 @@ class Labels:
         self._dtype = dtype
         self._columns = columns
         self._kept_rows = kept_rows
-        self._blocks: ClassBlocks | None = None
+        self._blocks: dict[bool, ClassBlocks] = {}
         self._layout: tuple[Machine, int, Layout] | None = None
         self._apart: Labels | None = None
 
-    def blocks(self) -> ClassBlocks:
+    def blocks(self, may_be_dense: bool = True) -> ClassBlocks:
         """For operations: class blocks, or one dense block where that is quicker."""
-        if self._blocks is not None:
-            return self._blocks
+        made = self._blocks.get(may_be_dense)
+        if made is not None:
+            return made
         values, rows = self._values, self.rows
         products = rows * rows * self._columns
-        dense = products <= _DENSE_PRODUCTS
-        if not dense and rows <= _DENSE_ROWS:
+        dense = may_be_dense and products <= _DENSE_PRODUCTS
+        if may_be_dense and not dense and rows <= _DENSE_ROWS:
             # So few labels are counted in less time than it takes to sort them.
             dense = products <= _DENSE_PRODUCTS * len(set(Counter(values.tolist()).values()))
         kept_rows = None if self._kept_rows is None else torch.from_numpy(self._kept_rows)
         blocks = (dense_block if dense else class_blocks)(torch.from_numpy(values), self._dtype, kept_rows)
         if type(blocks.minus_target) is Tensor:
             # Not a fake one, of which later calls could make nothing.
-            self._blocks = blocks
+            self._blocks[may_be_dense] = blocks
         return blocks
 
     def apart(self) -> Labels:

@@ -3,7 +3,7 @@
 Small batches have passes of their own (`fastassoc.backends.triton.dense`). Of others columns are taken range by range,
 so that what has a number for every row and column stays within `fastassoc.backends.triton.plan.WORKSPACE_BYTES`, or is
 of 128 columns. Up to
-`fastassoc.backends.triton.buffers.MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as buffers are as large as
+`fastassoc.backends.triton.plan.MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as buffers are as large as
 any classes could need; above, the numbers of class tiles and of their pairs, and the form of the steps, are read back,
 once.
 """
@@ -52,12 +52,15 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     walker_parts = g = None
     with device_guard(inputs.a):
         a, b = plan.embeddings_a(), plan.embeddings_b()
-        classes, visit_probability, visit_parts = forward.normalise(plan, a, b, buffers, statistics)
+        normalised = forward.normalise(plan, a, b, buffers, statistics)
+        visit_parts = normalised.visit_parts
         if inputs.walker or needs_gradient:
             buffers, sizes = buffers.sized(plan)
-            walker_parts, g = forward.walk(plan, a, b, classes, buffers, sizes, needs_gradient)
+            walker_parts, visit_parts, g = forward.walk(plan, a, b, normalised, buffers, sizes, needs_gradient)
+        elif inputs.ranks is not None and visit_parts is not None:
+            (visit_parts,) = inputs.ranks.sum(visit_parts.sum(0, keepdim=True))
         results = forward.add_up(plan, buffers.counts, walker_parts, visit_parts, statistics)
-    return Losses(*results, visit_probability, buffers.saved(plan, sizes, g) if needs_gradient else ())
+    return Losses(*results, normalised.visit_probability, buffers.saved(plan, sizes, g) if needs_gradient else ())
 
 
 def gradients(

@@ -197,7 +197,8 @@ class Backward:
         """``da`` and ``dbias_a``, 0 for rows that take no part."""
         plan, inputs = self.plan, self.plan.inputs
         allocate = inputs.a.new_empty if inputs.labels.ignore_index is None else inputs.a.new_zeros
-        result = allocate(plan.n, plan.d)
+        # Parts of a sum over ranks are not rounded yet.
+        result = allocate(plan.n, plan.d, dtype=inputs.a.dtype if inputs.ranks is None else inputs.dtype)
         bias = None if da.bias_parts is None else allocate(plan.n, dtype=inputs.dtype)
         self._add_shares(da.parts, da.bias_parts, result, bias, self.slots, self.buffers.slots)
         return result, bias

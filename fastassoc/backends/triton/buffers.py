@@ -19,10 +19,6 @@ from fastassoc.kernels.triton.buffers import (
     Tables,
 )
 
-MAX_ROWS_WITHOUT_SYNC = 2048
-"""Up to this many rows, buffers for the worst classes are small: at most 18 MiB of round trips in float32, 33 in
-float64, and 27 of their gradient (float32 at "highest")."""
-
 
 class Sizes(NamedTuple):
     """What the classes and the form decide, or the most that they could."""
@@ -71,8 +67,8 @@ class Buffers(NamedTuple):
         )
 
     def sized(self, plan: Plan) -> tuple[Buffers, Sizes]:
-        """For the walk: above `MAX_ROWS_WITHOUT_SYNC` rows, cut to the tiles that exist, in the form that is taken."""
-        if plan.n <= MAX_ROWS_WITHOUT_SYNC:
+        """For the walk: where counts are read, cut to the tiles that exist, in the form that is taken."""
+        if not plan.reads_counts:
             return self, Sizes.of(plan, plan.max_tiles, plan.max_pairs, 2)
         _, tiles, pairs, plain = read_back(self.counts)[:4]
         # Without any row one tile, which does not exist, stands for the buffers to have a size.

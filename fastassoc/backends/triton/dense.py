@@ -61,12 +61,12 @@ class Key(NamedTuple):
 
 
 def takes(inputs: Inputs) -> bool:
-    """Whether a batch is small."""
-    return inputs.a.shape[0] <= MOST_ROWS and inputs.b.shape[0] <= MOST_COLUMNS
+    """Whether a batch is small, and all here."""
+    return inputs.a.shape[0] <= MOST_ROWS and inputs.b.shape[0] <= MOST_COLUMNS and inputs.ranks is None
 
 
 def _key(inputs: Inputs) -> Key:
-    a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences = inputs
+    a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences, _ = inputs
     values, ignore_index, float32_products = labels
     return Key(
         machine(a.device), a.device, a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),

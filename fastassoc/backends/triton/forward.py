@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, int32
 
-from fastassoc.backends.triton.buffers import MAX_ROWS_WITHOUT_SYNC, Buffers, Sizes
+from fastassoc.backends.protocol import Ranks
+from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.launch import launch
 from fastassoc.backends.triton.plan import WAVES, Plan, ceil_div
 from fastassoc.kernels.triton.buffers import (
@@ -16,6 +18,7 @@ from fastassoc.kernels.triton.buffers import (
     ROW_PART_FIELDS,
     WALKER_PART_FIELDS,
     Embeddings,
+    H,
 )
 from fastassoc.kernels.triton.class_sizes import class_sizes
 from fastassoc.kernels.triton.forms import forms
@@ -84,6 +87,8 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         ONE_D=plan.whole_rows(tile),
         **plan.scores(tile, a, b),
     )
+    if inputs.ranks is not None:
+        row_parts = _of_all_ranks(inputs.ranks, row_parts)
     launch(
         rows,
         (ceil_div(plan.n, _LAYOUT_ROWS),),
@@ -91,7 +96,7 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         row_parts_ptr=row_parts,
         rows_ptr=normalisers,
         counts_ptr=buffers.counts,
-        SHARES=shares,
+        SHARES=row_parts.shape[1],
         CLASS_ROWS=plan.class_rows,
         BLOCK_P=64,
     )
@@ -118,6 +123,12 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         ONE_D=plan.whole_rows(tile),
         **plan.scores(tile, a, b),
     )
+    if inputs.ranks is not None:
+        # Every rank takes the same form, in which round trips are sums over all columns.
+        least, most = extremes.unbind(0)
+        extremes = inputs.ranks.gather(torch.stack((least.amin(), most.amax()))).t().contiguous()
+        # Kernels know of the columns that are here.
+        buffers.columns[H.value].mul_(plan.m / inputs.ranks.columns)
     launch(
         forms,
         (max(tiles, min(ceil_div(plan.m, _FORM_COLUMNS), plan.processors)),),
@@ -129,7 +140,7 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         columns_ptr=buffers.columns,
         N=plan.n,
         M=plan.m,
-        PROGRAMS=programs,
+        PROGRAMS=extremes.shape[1],
         TILES=tiles,
         MAY_MERGE=inputs.eps >= _LEAST_EPS,
         CLASS_ROWS=plan.class_rows,
@@ -139,17 +150,26 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
 
 
 def walk(
-    plan: Plan, a: Embeddings, b: Embeddings, classes: Tensor, buffers: Buffers, sizes: Sizes, needs_gradient: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """``walker_parts`` and ``g``."""
+    plan: Plan,
+    a: Embeddings,
+    b: Embeddings,
+    normalised: Normalised,
+    buffers: Buffers,
+    sizes: Sizes,
+    needs_gradient: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``walker_parts``, ``visit_parts`` and ``g``."""
+    classes, _, visit_parts = normalised
     inputs, tile, dtype = plan.inputs, plan.config.round_trips, plan.inputs.dtype
     new = inputs.a.new_empty
     block = (plan.class_rows, plan.class_rows)
     slots = sizes.tiles * plan.class_rows
     chunk = plan.chunk(sizes.sides * plan.step_bytes(slots)) if sizes.stored else plan.whole_chunk
     column_tiles = chunk // tile.columns
-    items = plan.items(sizes.pairs, column_tiles, exact=plan.n > MAX_ROWS_WITHOUT_SYNC)
-    trips = new(items, *block, dtype=dtype) if inputs.walker else None
+    items = plan.items(sizes.pairs, column_tiles, exact=plan.reads_counts)
+    # A pair that has no round trips of its own sends zeros to other ranks.
+    new_trips = new if inputs.ranks is None else inputs.a.new_zeros
+    trips = new_trips(items, *block, dtype=dtype) if inputs.walker else None
     rho = new(items, plan.class_rows, dtype=dtype) if inputs.visit and needs_gradient else None
     shared: dict[str, Any] = {
         "trips_ptr": trips,
@@ -172,6 +192,10 @@ def walk(
             **shared,
             **plan.scores(tile, a, b, sizes.stored),
         )
+    if inputs.ranks is not None:
+        trips, rho, visit_parts = _sums_over_ranks(inputs.ranks, sizes.pairs, trips, rho, visit_parts)
+        # One share is left of each pair.
+        shared |= {"trips_ptr": trips, "rho_ptr": rho, "ITEMS": sizes.pairs}
     g = None
     if inputs.walker and needs_gradient:
         g = new(plan.precision.parts, sizes.pairs, *block, dtype=plan.step_dtype)
@@ -195,7 +219,26 @@ def walk(
         BLOCK_S=4,
         **shared,
     )
-    return walker_parts, g
+    return walker_parts, visit_parts, g
+
+
+def _of_all_ranks(ranks: Ranks, row_parts: Tensor) -> Tensor:
+    """``row_parts`` with a share for each rank."""
+    maxima, sums = row_parts.unbind(0)
+    maximum = maxima.amax(0)
+    # Rows that take no part have -inf, of which no difference is made.
+    total = (maxima - maximum.clamp_min(torch.finfo(maximum.dtype).min)).exp2_().mul_(sums).sum(0)
+    return ranks.gather(torch.stack((maximum, total))).transpose(0, 1).contiguous()
+
+
+def _sums_over_ranks(
+    ranks: Ranks, pairs: int, trips: Tensor | None, rho: Tensor | None, visit_parts: Tensor | None
+) -> list[Tensor | None]:
+    """Sums of shares, and of those over ranks: ``trips`` and ``rho`` by pair, and one number of ``visit_parts``."""
+    by_pair = [None if x is None else x.view(pairs, -1, *x.shape[1:]).sum(1) for x in (trips, rho)]
+    shares = [*by_pair, None if visit_parts is None else visit_parts.sum(0, keepdim=True)]
+    sums = iter(ranks.sum(*(x for x in shares if x is not None)))
+    return [None if x is None else next(sums) for x in shares]
 
 
 def add_up(
@@ -216,7 +259,7 @@ def add_up(
         p_correct_ptr=p_correct,
         accuracy_ptr=accuracy_estimate,
         visit_ptr=visit_loss,
-        M=plan.m,
+        M=inputs.columns,
         WALKER_PARTS=0 if walker_parts is None else walker_parts.shape[1],
         VISIT_PARTS=0 if visit_parts is None else visit_parts.shape[0],
         eps=inputs.eps,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton import buffers, forward, plan
+from fastassoc.backends.triton import forward, plan
 from fastassoc.backends.triton.buffers import Buffers
 from fastassoc.kernels.triton.configs import PASSES, Config, Tile
 from tests.kernels.triton.support import DEVICE, sized_classes
@@ -58,7 +58,7 @@ def _layout_only(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {"class_sizes", "rows"}
     monkeypatch.setattr(forward, "launch", lambda k, *x, **y: launch(k, *x, **y) if k.__name__ in needed else None)
     # What would be read back of the form was not computed.
-    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", 10**9)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 10**9)
 
 
 def check(labels: Tensor, ignore_index: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """The loss by every way through: forms of the steps, classes within a tile and larger, steps kept and computed anew.
 
 What decides is a bound on normalisers, the sizes of classes, and whether more rows than
-`fastassoc.backends.triton.buffers.MAX_ROWS_WITHOUT_SYNC` have them read back.
+`fastassoc.backends.triton.plan.MAX_ROWS_WITHOUT_SYNC` have them read back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastassoc import reference
-from fastassoc.backends.triton import buffers, plan
+from fastassoc.backends.triton import plan
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case
 from tests.kernels.triton.support import FLOAT64, Trace, run, sized_classes
 
@@ -59,7 +59,7 @@ def test_every_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "WORKSPACE_BYTES", bytes_)
-    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", 0 if read_back else 2048)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 0 if read_back else 2048)
     case = case_of(sizes, far)
     assert_close(run(case, **options), evaluate(reference.walker_visit_loss, case, **options), FLOAT64)
     plain = trace.arguments("forms")["counts_ptr"][3].item()
@@ -77,7 +77,7 @@ def test_every_way(
 def test_steps_are_computed_from_whole_rows(
     d: int, stored: bool, tiles_of_64: None, trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", 0)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 0)
     case = make_case(40, 30, d, 4, scale=0.2)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
     assert ways(trace) == {(1, stored)}

@@ -14,7 +14,7 @@ import fastassoc
 from fastassoc import reference
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton import buffers
+from fastassoc.backends.triton import plan
 from fastassoc.backends.triton.labels import Labels
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
@@ -52,7 +52,7 @@ def test_classes_of_1_to_300_rows() -> None:
 
 
 def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", 129)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 129)
     case = make_case(130, 9, 2, 7)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
     # Buffers hold what exists, and the form is known.
@@ -315,7 +315,7 @@ def test_no_row_left_on_a_device_gives_nan() -> None:
 @BOTH_PASSES
 @pytest.mark.parametrize("limit", [2, 2048])
 def test_gradients_without_any_row(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "MAX_ROWS_WITHOUT_SYNC", limit)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", limit)
     a = torch.ones(3, 2, device=DEVICE)
     inputs = Inputs(
         a,

@@ -32,7 +32,7 @@ _CPU = torch.device("cpu")
 
 def takes(inputs: Inputs) -> bool:
     """Whether the batch is one for machine code, its numbers apart."""
-    if inputs.dtype != torch.float32 or inputs.differences:
+    if inputs.dtype != torch.float32 or inputs.differences or inputs.ranks is not None:
         return False
     if inputs.eps < SMALLEST_EPS or inputs.labels.rows < _FEWEST_ROWS or inputs.b.shape[0] < _FEWEST_COLUMNS:
         return False

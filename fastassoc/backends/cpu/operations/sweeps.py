@@ -37,7 +37,7 @@ from fastassoc.backends.cpu.operations.class_blocks import ClassBlocks
 from fastassoc.backends.cpu.operations.products import SymmetricTrips, add_round_trips, apply_kernels
 from fastassoc.backends.cpu.operations.terms import visit_gradient
 from fastassoc.backends.cpu.operations.tiling import GradientSums, Problem, Scores, Scratch, Tile, Tiling
-from fastassoc.backends.protocol import Gradients, Needs, Saved
+from fastassoc.backends.protocol import Gradients, Needs, Ranks, Saved
 
 _UNSHIFTED = 40.0
 """Scores up to this size need no shift: their exponentials are far from the limits of float32."""
@@ -50,6 +50,8 @@ class Walks(NamedTuple):
     """Flat class blocks (`ClassBlocks.views`) of the round trips, or None where they are not wanted."""
     visit_probability: Tensor | None
     """[M], or None where it is not wanted."""
+    rho_visit: Tensor | None
+    """[N]: ``sum_j p_ab_ij h_j`` at an upstream gradient of 1; None without visits or without a gradient."""
     saved: Saved
     """Tensors that `gradients` wants back; empty where no gradient is needed."""
 
@@ -62,16 +64,18 @@ class TermGradients(NamedTuple):
     """Flat class blocks of dL/dp_aba; None without a walker gradient."""
     h: Tensor | None
     """[M], dL/dp_ab_ij of the visit loss, the same for every row i; None without a visit gradient."""
+    rho_visit: Tensor | None
+    """As in `Walks`."""
     upstream_visit: float | None
     """The upstream gradient of the visit loss, already in ``h``."""
 
-    def rho(self, blocks: ClassBlocks, rho_visit: Tensor | None) -> Tensor:
-        """[N]: ``sum_j p_ab_ij dL/dp_ab_ij``, ``rho_visit_i = sum_j p_ab_ij h_j`` at an upstream gradient of 1."""
+    def rho(self, blocks: ClassBlocks) -> Tensor:
+        """[N]: ``sum_j p_ab_ij dL/dp_ab_ij``."""
         rho = None if self.g is None or self.p_aba is None else blocks.row_sums(self.g * self.p_aba)
-        if self.upstream_visit is None or rho_visit is None:
+        if self.upstream_visit is None or self.rho_visit is None:
             assert rho is not None
             return rho
-        of_visits = rho_visit * self.upstream_visit
+        of_visits = self.rho_visit * self.upstream_visit
         return of_visits if rho is None else rho.add_(of_visits)
 
 
@@ -90,13 +94,35 @@ class _Factors(NamedTuple):
     v: Tensor
 
 
+class RowSums:
+    """Sums of exponentials of rows over the columns of all ranks."""
+
+    def __init__(self, ranks: Ranks | None) -> None:
+        self._ranks = ranks
+        self._gathered: Tensor | None = None
+
+    def of_all(self, r: Tensor | None, row_sum: Tensor) -> Tensor:
+        """``R_i`` [N] of all columns relative to ``r``, from that of this rank's.
+
+        Ranks tell one another theirs the first time; this rank's may be relative to another ``r`` when it asks again.
+        """
+        if self._ranks is None:
+            return row_sum
+        shift = torch.zeros_like(row_sum) if r is None else r.double()
+        if self._gathered is None:
+            self._gathered = self._ranks.gather(torch.stack((shift, row_sum)))
+        shifts, sums = self._gathered.unbind(1)
+        return (shifts - shift).exp_().mul_(sums).sum(0)
+
+
 def walks(problem: Problem, needs_gradient: bool) -> Walks:
-    """Normalisers of rows and columns, visits and round trips."""
-    merged = merged_walks(problem, needs_gradient) if problem.eps > 0.0 else None
-    return plain_walks(problem, needs_gradient) if merged is None else merged
+    """Normalisers of rows and columns, visits and round trips; the last, and ``rho``, over this rank's columns."""
+    row_sums = RowSums(problem.ranks)
+    merged = merged_walks(problem, needs_gradient, row_sums) if problem.eps > 0.0 else None
+    return plain_walks(problem, needs_gradient, row_sums) if merged is None else merged
 
 
-def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
+def merged_walks(problem: Problem, needs_gradient: bool, row_sums: RowSums) -> Walks | None:
     """The merged form, or None where it does not hold."""
     tiling = Tiling(problem)
     kept = tiling.kept_memory(problem, needs_gradient)
@@ -120,8 +146,11 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
         if trips is not None:
             trips.add(t)
     assert u is not None
-    f = row_sum.reciprocal_().to(problem.dtype)
-    if not _holds(problem, f, u, y):
+    # What does not hold for a rank's own columns must not reach the others.
+    if not _holds(problem, row_sum.reciprocal().to(problem.dtype), u, y):
+        return None
+    f = row_sums.of_all(r, row_sum).reciprocal_().to(problem.dtype)
+    if problem.ranks is not None and not _holds(problem, f, u, y):
         return None
     v = (y.double() * column_sum).reciprocal_().to(problem.dtype)
     factors = _Factors(r, None, y, f, y.reciprocal(), u, v)
@@ -136,12 +165,13 @@ def merged_walks(problem: Problem, needs_gradient: bool) -> Walks | None:
         for tile in tiling.tiles(kept):
             visits.add(tile, _steps_out(scores, tile, factors, scratch))
     visit, rho_visit = (None, None) if visits is None else visits.result()
-    return Walks(p_aba, visit, (*factors, kept, rho_visit) if needs_gradient else ())
+    return Walks(p_aba, visit, rho_visit, (*factors, kept) if needs_gradient else ())
 
 
-def plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
+def plain_walks(problem: Problem, needs_gradient: bool, row_sums: RowSums) -> Walks:
     """The plain form: any finite scores, and NaN where they are not finite."""
     (r, row_sum), (c, column_sum) = normalisers(problem)
+    row_sum = row_sums.of_all(r, row_sum)
     f, v = (x.reciprocal_().to(problem.dtype) for x in (row_sum, column_sum))
     factors = _Factors(r, c, None, f, torch.ones_like(v), torch.ones_like(f), v)
     tiling = Tiling(problem)
@@ -160,7 +190,7 @@ def plain_walks(problem: Problem, needs_gradient: bool) -> Walks:
     for bucket, product in zip(problem.blocks.buckets, products, strict=False):
         product *= bucket.rows(f).unsqueeze(2)
     visit, rho_visit = (None, None) if visits is None else visits.result()
-    return Walks(p_aba, visit, (*factors, None, rho_visit) if needs_gradient else ())
+    return Walks(p_aba, visit, rho_visit, (*factors, None) if needs_gradient else ())
 
 
 def normalisers(problem: Problem) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -205,7 +235,7 @@ class _Visits:
         g = self.factors.g[span]
         visit = _column_sums(t, self.mean_f, self.scratch.shaped(tile), out=self.visit[span]).mul_(g)
         if self.rho is not None:
-            h = visit_gradient(visit, self.problem.eps, self.problem.blocks.rows, self.problem.b.shape[0])
+            h = visit_gradient(visit, self.problem.eps, self.problem.blocks.rows, self.problem.columns)
             self.rho += torch.mul(t, h.mul_(g), out=self.scratch.shaped(tile)).sum(1)
 
     def result(self) -> tuple[Tensor, Tensor | None]:
@@ -220,7 +250,7 @@ def gradients(problem: Problem, saved: Saved, gradient: TermGradients, needs: Ne
 
         ds_ij = t_ij [(k t)_ij + f_i g_j h_j - f_i rho_i g_j - u_i v_j kappa_j]
     """
-    *vectors, kept, rho_visit = saved
+    *vectors, kept = saved
     factors = _Factors(*vectors)  # type: ignore[arg-type]
     f, g, u, v = factors.f, factors.g, factors.u, factors.v
     merged = factors.c is None
@@ -232,7 +262,7 @@ def gradients(problem: Problem, saved: Saved, gradient: TermGradients, needs: Ne
     sums = GradientSums(problem, scores, needs)
 
     # Everything in the bracket but the round trips has a rank of at most three; kappa comes tile by tile.
-    left, right = [f * gradient.rho(problem.blocks, rho_visit)], [-g]
+    left, right = [f * gradient.rho(problem.blocks)], [-g]
     if gradient.h is not None:
         left.append(f)
         right.append(g * gradient.h)

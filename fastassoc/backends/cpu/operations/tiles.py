@@ -20,17 +20,21 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """The passes, then logarithms of the round trips and of the visits, weighted and summed."""
     problem = _make_problem(inputs)
     blocks, eps = problem.blocks, inputs.eps
-    p_aba, visit_probability, saved = sweeps.walks(problem, needs_gradient)
+    p_aba, visit_probability, rho_visit, saved = sweeps.walks(problem, needs_gradient)
+    visit_sum = None if visit_probability is None else (visit_probability + eps).log_().sum()
+    if inputs.ranks is not None:
+        parts = [x for x in (p_aba, rho_visit, visit_sum) if x is not None]
+        sums = iter(inputs.ranks.sum(*parts))
+        p_aba, rho_visit, visit_sum = (None if x is None else next(sums) for x in (p_aba, rho_visit, visit_sum))
     walker = visit = p_correct = accuracy_estimate = None
     if p_aba is not None:
         x = p_aba + eps
         walker = weighted_log(x, blocks.minus_target, eps, out=x).add_(math.log1p(blocks.rows * eps))
         if statistics:
             p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
-    if visit_probability is not None:
-        columns = inputs.b.shape[0]
-        visit = (visit_probability + eps).log_().sum().mul_(-1.0 / columns).add_(math.log1p(columns * eps))
-    kept = (p_aba, visit_probability, *saved) if needs_gradient else ()
+    if visit_sum is not None:
+        visit = visit_sum.mul(-1.0 / inputs.columns).add_(math.log1p(inputs.columns * eps))
+    kept = (p_aba, visit_probability, rho_visit, *saved) if needs_gradient else ()
     return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, kept)
 
 
@@ -40,7 +44,7 @@ def gradients(
     """The losses differentiated by round trips and visits, then the passes."""
     problem = _make_problem(inputs)
     blocks, eps = problem.blocks, inputs.eps
-    p_aba, visit_probability, *saved_by_passes = saved
+    p_aba, visit_probability, rho_visit, *saved_by_passes = saved
     g = h = None
     if upstream_walker is not None:
         assert p_aba is not None
@@ -52,8 +56,8 @@ def gradients(
         g *= upstream_walker
     if upstream_visit is not None:
         assert visit_probability is not None
-        h = visit_gradient(visit_probability, eps, blocks.rows, inputs.b.shape[0], upstream_visit)
-    gradient = sweeps.TermGradients(p_aba, g, h, upstream_visit)
+        h = visit_gradient(visit_probability, eps, blocks.rows, inputs.columns, upstream_visit)
+    gradient = sweeps.TermGradients(p_aba, g, h, rho_visit, upstream_visit)
     da, db, dbias_a, dbias_b = sweeps.gradients(problem, tuple(saved_by_passes), gradient, needs)
     rows = inputs.a.shape[0]
     return Gradients(
@@ -66,7 +70,8 @@ def gradients(
 
 def _make_problem(inputs: Inputs) -> Problem:
     """The call with its rows in the order of the blocks."""
-    blocks: ClassBlocks = inputs.labels.blocks()
+    # What crosses ranks does not depend on the number of columns, and is no more than classes need.
+    blocks: ClassBlocks = inputs.labels.blocks(may_be_dense=inputs.ranks is None)
     return Problem(
         a=blocks.rows_in_order(inputs.a),
         b=inputs.b,
@@ -79,4 +84,5 @@ def _make_problem(inputs: Inputs) -> Problem:
         visit=inputs.visit,
         dtype=inputs.dtype,
         differences=inputs.differences,
+        ranks=inputs.ranks,
     )

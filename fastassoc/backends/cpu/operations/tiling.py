@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastassoc.backends.cpu.memory import borrow
 from fastassoc.backends.cpu.operations.class_blocks import ClassBlocks
-from fastassoc.backends.protocol import Gradients, Needs
+from fastassoc.backends.protocol import Gradients, Needs, Ranks
 
 _TILE_BYTES = 4 * 2**20
 _MIN_COLUMNS = 128
@@ -43,6 +43,13 @@ class Problem(NamedTuple):
     """Accumulation dtype: float64 for float64, else float32."""
     differences: bool = False
     """See `Inputs`."""
+    ranks: Ranks | None = None
+    """See `Inputs`."""
+
+    @property
+    def columns(self) -> int:
+        """M, of all ranks."""
+        return self.b.shape[0] if self.ranks is None else self.ranks.columns
 
 
 class Tile(NamedTuple):

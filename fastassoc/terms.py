@@ -1,0 +1,222 @@
+"""The two terms of a loss: arguments checked, similarities in the form that backends take, and the way they take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastassoc import distributed, operators, validation
+from fastassoc.autograd import OperatorFunction, RanksFunction, ScaledGradient, WalkerVisitFunction
+from fastassoc.backends import choose_backend
+from fastassoc.computation import Call, own_precision
+from fastassoc.validation import Backend, GradientReduction, Similarity
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_TINY_FLOAT32, _TINY_FLOAT64 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).tiny
+
+
+def terms(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    walker_weight: float | Tensor,
+    visit_weight: float | Tensor,
+    similarity: Similarity,
+    temperature: float | Tensor,
+    eps: float,
+    ignore_index: int | None,
+    return_stats: bool,
+    backend: Backend,
+    group: ProcessGroup | Literal["world"] | None,
+    gradient_reduction: GradientReduction,
+) -> tuple[Any, ...]:
+    """The walker and the visit term without weights, then, with ``return_stats``, what only statistics want.
+
+    A term of weight 0 is None, unless statistics want it.
+    """
+    arguments = (
+        a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend
+    )  # fmt: skip
+    if group is not None or gradient_reduction != "mean":
+        over_ranks = _opaque_over_ranks if torch.compiler.is_compiling() else _over_ranks
+        return over_ranks(arguments, group, gradient_reduction)
+    compiling = torch.compiler.is_compiling()
+    by_operators = compiling or operators.needed(a, b, labels, walker_weight, visit_weight, temperature)
+    transformed = by_operators and not compiling and torch._C._are_functorch_transforms_active()
+    a, b, divisor, chosen, options = _prepared(*arguments, by_operators=by_operators, transformed=transformed)
+    walker, visit = options[4:6]
+    if not walker and not visit:
+        return None, None
+    if chosen is None:
+        operator = OperatorFunction.apply if transformed else operators.losses
+        walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
+        return (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
+    outputs: tuple[Any, ...] = WalkerVisitFunction.apply(a, b, divisor, Call(chosen, labels, *options))
+    return outputs
+
+
+def _prepared(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    walker_weight: float | Tensor,
+    visit_weight: float | Tensor,
+    similarity: Similarity,
+    temperature: float | Tensor,
+    eps: float,
+    ignore_index: int | None,
+    return_stats: bool,
+    backend: Backend,
+    *,
+    by_operators: bool = False,
+    transformed: bool = False,
+    over_ranks: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Any, tuple[Any, ...]]:
+    """Checked, and with its similarity in the form that backends take.
+
+    ``a``, ``b``, what divides squared distances, the backend unless operators choose it, and the options of `Call`.
+    """
+    validation.check_options(
+        walker_weight, visit_weight, similarity, temperature, eps, ignore_index, backend, readable=not by_operators
+    )
+    validation.check_embeddings(a, b, over_ranks)
+    validation.check_labels(labels, a)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.reshape(())
+    if ignore_index is not None and ignore_index < 0 and not labels.dtype.is_signed:
+        # Nor may the largest unsigned numbers become it.
+        ignore_index = None
+    chosen = None
+    if not by_operators:
+        chosen = choose_backend(backend, a.device)
+        validation.check_memory(a=a, b=b, labels=labels)
+
+    dtype = accumulation_dtype(a, b)
+    if eps < (_TINY_FLOAT64 if dtype == torch.float64 else _TINY_FLOAT32):
+        eps = 0.0
+    if a.dtype != b.dtype:
+        validation.check_mixed_dtypes(a, b)
+        a, b = a.to(dtype), b.to(dtype)
+    walker, visit = return_stats or not is_zero(walker_weight), return_stats or not is_zero(visit_weight)
+    # Squared distances take a temperature that is learned themselves, for their precision depends on it.
+    scale, divisor = 1.0, None
+    if similarity == "cosine":
+        with own_precision(a):
+            a, b = _unit_rows(a, dtype), _unit_rows(b, dtype)
+    if not isinstance(temperature, Tensor):
+        scale = 1.0 / float(temperature)
+    elif similarity == "euclidean":
+        divisor = temperature
+    else:
+        a = a.to(dtype) / temperature
+    needs_gradient = torch.is_grad_enabled() and (
+        transformed or a.requires_grad or b.requires_grad or (divisor is not None and divisor.requires_grad)
+    )
+    euclidean = similarity == "euclidean"
+    options = ignore_index, scale, euclidean, eps, walker, visit, return_stats, needs_gradient, backend
+    return a, b, divisor, chosen, options
+
+
+def _over_ranks(
+    arguments: tuple[Any, ...], group: ProcessGroup | Literal["world"] | None, gradient_reduction: GradientReduction
+) -> tuple[Any, ...]:
+    """`terms` of the rows of all ranks of a group, with gradients for their mean over ranks."""
+    validation.check_group(group)
+    found = None if group is None else validation.found_group(group)
+    if found is None or found.size() == 1:
+        validation.check_gradient_reduction(gradient_reduction)
+        return terms(*(*arguments, None, "mean"))
+    if operators.needed():
+        raise RuntimeError("group does not work under transforms of torch.func, tracers and fake tensors")
+    ranks, (a, b, divisor, chosen, options) = distributed.meet(
+        found, lambda: _brought(arguments, found, gradient_reduction)
+    )
+    walker, visit, statistics, _, name = options[4:]
+    if ranks.rows == 0:
+        raise ValueError("a must not be empty on every rank")
+    if not walker and not visit:
+        return None, None
+    # A gradient of one rank takes all, even those that need none.
+    options = *options[:4], walker, visit, statistics, ranks.needs_gradient, name
+    call = Call(chosen, arguments[2], *options)._replace(ranks=ranks)
+    outputs: tuple[Any, ...] = RanksFunction.apply(a, b, divisor, call)
+    return outputs
+
+
+_opaque_over_ranks = torch._disable_dynamo(_over_ranks)  # type: ignore[attr-defined]
+
+
+def _brought(
+    arguments: tuple[Any, ...], group: ProcessGroup, gradient_reduction: GradientReduction
+) -> tuple[distributed.Share, tuple[Any, ...]]:
+    """What this rank brings to the loss of all, and what it keeps for itself."""
+    _, _, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, *_ = arguments
+    validation.check_gradient_reduction(gradient_reduction)
+    if operators.needed(*arguments):
+        raise RuntimeError("group does not work with subclasses of torch.Tensor")
+    prepared = _prepared(*arguments, over_ranks=True)
+    a, b, divisor, _, options = prepared
+    validation.check_exchanged(a, group)
+    *_, return_stats, needs_gradient, backend = options
+    shared = {
+        "the size of embeddings": a.shape[1],
+        "the dtype of a and b": a.dtype,
+        "the type of device": a.device.type,
+        "walker_weight": _described(walker_weight),
+        "visit_weight": _described(visit_weight),
+        "similarity": similarity,
+        "temperature": _described(temperature),
+        "eps": float(eps),
+        "ignore_index": ignore_index,
+        "return_stats": return_stats,
+        "backend": backend,
+        "gradient_reduction": gradient_reduction,
+    }
+    needs = distributed.Needs(*(needs_gradient and x is not None and x.requires_grad for x in (a, b, divisor)))
+    options_of_all = {name: str(value) for name, value in shared.items()}
+    return distributed.Share(len(labels), len(b), needs, options_of_all), prepared
+
+
+def _described(number: float | Tensor) -> str:
+    return "a tensor" if isinstance(number, Tensor) else str(float(number))
+
+
+def for_reduction(
+    loss: Tensor, group: ProcessGroup | Literal["world"] | None, gradient_reduction: GradientReduction
+) -> Tensor:
+    """The loss, with gradients that are to be added over ranks where they are not to be averaged."""
+    if group is None or gradient_reduction == "mean":
+        return loss
+    return _opaque_for_sum(loss, group) if torch.compiler.is_compiling() else _for_sum(loss, group)
+
+
+def _for_sum(loss: Tensor, group: ProcessGroup | Literal["world"]) -> Tensor:
+    scaled: Tensor = ScaledGradient.apply(loss, 1.0 / validation.found_group(group).size())
+    return scaled
+
+
+_opaque_for_sum = torch._disable_dynamo(_for_sum)  # type: ignore[attr-defined]
+
+
+def accumulation_dtype(a: Tensor, b: Tensor) -> torch.dtype:
+    """float64 if either is, else float32."""
+    return torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+
+
+def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows over their norms; a zero row stays zero, with finite derivatives."""
+    x = x.to(dtype)
+    # The norm of a zero row has no second derivative.
+    present = (x != 0.0).any(1, keepdim=True)
+    norm = torch.linalg.vector_norm(x.where(present, 1.0), dim=1, keepdim=True)
+    unit: Tensor = x / norm.where(present & (norm > 0.0), 1.0)
+    return unit
+
+
+def is_zero(weight: float | Tensor) -> bool:
+    """Whether a term's work is to be left out."""
+    return not isinstance(weight, Tensor) and weight == 0.0
