@@ -11,6 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastassoc
@@ -130,6 +133,14 @@ def test_loss_and_gradients_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_classes_larger_than_a_tile(ranks: Any, backend: str) -> None:
+    shape = Shape((90, 70), (40, 33))
+    case = make_case(160, 73, D, 2, scale=0.7)
+    mine = joined(ranks(2, step, shape, case, {"backend": backend}, backend=backend))
+    assert_close(mine, evaluate(reference.walker_visit_loss, case), 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("scale", [0.5, 3.0, 12.0])
 def test_float32_is_as_exact_as_eager_code(ranks: Any, scale: float, backend: str) -> None:
     case = make_case(sum(THREE.rows), sum(THREE.columns), D, 4, scale=scale, dtype=torch.float32)
@@ -200,14 +211,21 @@ class Network(nn.Module):
         return self.association(a, b, labels), self.classify(a)
 
 
-def trained(rank: int, shape: Shape, case: Case, alone: bool, compiled: bool = False) -> list[Tensor]:
+def trained(rank: int, shape: Shape, case: Case, way: str) -> list[Tensor]:
     """The parameters after three steps."""
     torch.manual_seed(0)
     network = Network()
+    module: Any = network
+    alone = way == "alone"
     if alone:
         network.association = fastassoc.WalkerVisitLoss(similarity="cosine", temperature=0.2)
-    module: Any = network if alone else DistributedDataParallel(network)
-    if compiled:
+    elif way == "fsdp":
+        mesh = init_device_mesh("cpu", (shape.ranks,))
+        for x in (network.embed, network):
+            fully_shard(x, mesh=mesh)
+    else:
+        module = DistributedDataParallel(network)
+    if way == "compiled ddp":
         torch._dynamo.reset()
         module = torch.compile(module, backend="aot_eager")
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -219,14 +237,15 @@ def trained(rank: int, shape: Shape, case: Case, alone: bool, compiled: bool = F
         share = 1.0 if alone else shape.ranks * len(labels) / sum(shape.rows)
         (association + share * nn.functional.cross_entropy(logits, labels)).backward()
         optimizer.step()
-    return [x.detach().clone() for x in network.parameters()]
+    parameters = [x.detach() for x in network.parameters()]
+    return [x.full_tensor() if isinstance(x, DTensor) else x.clone() for x in parameters]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_training_with_ddp_is_that_of_one_process(ranks: Any, compiled: bool) -> None:
+@pytest.mark.parametrize("way", ["ddp", "compiled ddp", "fsdp"])
+def test_training_is_that_of_one_process(ranks: Any, way: str) -> None:
     case = make_case(sum(THREE.rows), sum(THREE.columns), 5, 4)
-    alone = trained(0, THREE, case, alone=True)
-    for parameters in ranks(3, trained, THREE, case, False, compiled):
+    alone = trained(0, THREE, case, "alone")
+    for parameters in ranks(3, trained, THREE, case, way):
         for mine, other in zip(parameters, alone, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 

@@ -1,11 +1,11 @@
 """Everything there is to know of the Triton backend on this GPU: ``python -m benchmarks.gpu --out DIR``.
 
 In order: the tests of the kernels, errors against float64 beside eager PyTorch's, determinism, launches and
-synchronisations, speed against eager PyTorch and torch.compile, time by kernel, memory, and the fraction of the card's
-rate. What is known is saved after every row, so that a run that is cut off loses nothing; a stage that breaks is
-recorded and the next one begins; what does not fit into the time is recorded as not run. Nothing is installed. Ends
-with status 1 if anything is wrong. ``--smoke`` runs all of it on a CPU in Triton's interpreter at tiny sizes; its times
-mean nothing.
+synchronisations, the loss over two processes where there are two GPUs, speed against eager PyTorch and torch.compile,
+time by kernel, memory, and the fraction of the card's rate. What is known is saved after every row, so that a run that
+is cut off loses nothing; a stage that breaks is recorded and the next one begins; what does not fit into the time is
+recorded as not run. Nothing is installed. Ends with status 1 if anything is wrong. ``--smoke`` runs all of it on a CPU
+in Triton's interpreter at tiny sizes; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benchmarks.gpu.kernel_tests import kernel_tests
 from benchmarks.gpu.launches import kernel_times
 from benchmarks.gpu.plan import FULL, SMOKE, Clock, Context
 from benchmarks.gpu.plots import draw
+from benchmarks.gpu.ranks import over_ranks
 from benchmarks.gpu.report import found_problems, markdown
 from benchmarks.gpu.speed import fractions, memory, speed
 from benchmarks.modes import interpret
@@ -115,6 +116,7 @@ def run_all(record: Record, context: Context, smoke: bool) -> None:
     record.run("errors", lambda: errors(context))
     record.run("determinism", lambda: determinism(context))
     record.run("launches", lambda: launches(context))
+    record.run("ranks", lambda: over_ranks(context))
     timed = record.run("speed", lambda: speed(context))
     record.run("kernel times", lambda: kernel_times(context))
     record.run("memory", lambda: memory(context))

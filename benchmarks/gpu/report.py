@@ -21,6 +21,7 @@ def markdown(record: dict[str, Any]) -> str:
         "errors": _errors,
         "determinism": _determinism,
         "launches": _launches,
+        "ranks": _ranks,
         "speed": _speed,
         "kernel times": _kernel_times,
         "memory": _memory,
@@ -97,6 +98,15 @@ def _determinism(rows: Rows) -> list[str]:
 def _launches(rows: Rows) -> list[str]:
     body = [[row["check"], row.get("value"), row.get("limit"), row["verdict"], row.get("failure")] for row in rows]
     return _table(("check", "found", "at most", "verdict", "failure"), body)
+
+
+def _ranks(rows: Rows) -> list[str]:
+    if "mode" not in rows[0]:
+        return [str(rows[0]["verdict"])]
+    head = ("products in", "N x M, classes", "processes", "value", "error", "eager's error", "same loss", "verdict")
+    cells = ("ranks", "value", "error", "eager_error", "same_on_all", "verdict")
+    note = "As errors above, the rows dealt out to processes; eager code has them all in one.\n"
+    return [note, *_table(head, [[row["mode"], _size(row), *(row[cell] for cell in cells)] for row in rows])]
 
 
 def _speed(rows: Rows) -> list[str]:

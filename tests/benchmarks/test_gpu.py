@@ -19,6 +19,7 @@ from benchmarks.gpu import plots, report, speed
 from benchmarks.gpu.checks import allowed_error
 from benchmarks.gpu.kernel_tests import summary
 from benchmarks.gpu.plan import ERROR_MODES, FULL, SMOKE, SPEED_MODES, Clock, Context, Size
+from benchmarks.gpu.ranks import RANK_MODES
 from fastassoc.kernels.triton.configs import PASSES
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +41,8 @@ def test_smoke_run_to_its_end(tmp_path: Path) -> None:
     assert page in output.stdout
     assert "NaN" not in (tmp_path / "gpu.json").read_text().replace('"nan"', "")
     assert {"device", "commit", "date", "python", "torch", "triton", "fastassoc"} <= set(record["environment"])
-    stages = ["kernel tests", "errors", "determinism", "launches", "speed", "kernel times", "memory", "fractions"]
-    stages.append("plots")
+    stages = ["kernel tests", "errors", "determinism", "launches", "ranks", "speed", "kernel times", "memory"]
+    stages += ["fractions", "plots"]
     assert list(record["stages"]) == stages
     assert all(stage["failure"] is None and stage["seconds"] > 0 for stage in record["stages"].values())
 
@@ -65,6 +66,10 @@ def test_smoke_run_to_its_end(tmp_path: Path) -> None:
         assert launches[f"own kernels forward, {where}"]["value"] == forward
         assert launches[f"own kernels backward, {where}"]["value"] == backward
     assert [row["verdict"] for row in launches.values()] == [*["ok"] * 4, *[NEEDS_GPU] * 8]
+
+    shared = rows_of(record, "ranks")
+    assert {(row["mode"], row["ranks"]) for row in shared} == {(mode, 2) for mode in RANK_MODES}
+    assert {(row["verdict"], row["same_on_all"]) for row in shared} == {("ok", True)}
 
     timed = rows_of(record, "speed")
     assert len(timed) == len(SPEED_MODES) * (3 * len(SMOKE.speed) + 1)
