@@ -85,12 +85,18 @@ def _(a: Tensor, b: Tensor, temperature: Tensor | None, labels: Tensor, *options
     results = [a.new_empty((), dtype=dtype) for _ in range(4)]
     results.append(a.new_empty(b.shape[0] if statistics and visit else 0, dtype=dtype))
     if needs_gradient:
-        results += [a.new_empty(_unknown_size(a), dtype=saved) for saved in _saved_dtypes(a, euclidean, backend)]
+        dtypes = _saved_dtypes(a, euclidean, backend)
+        # Squared distances may be computed in another precision, and then nothing is saved.
+        sizes = None if euclidean else choose_backend(backend, a.device).saved_sizes(a, b)
+        if sizes is None:
+            sizes = [_unknown_size(a) for _ in dtypes]
+        sizes += [0] * (len(dtypes) - len(sizes))
+        results += [a.new_empty(size, dtype=saved) for size, saved in zip(sizes, dtypes, strict=True)]
     return results
 
 
 def _unknown_size(a: Tensor) -> Any:
-    """Of what is saved, which depends on the classes and on the numbers: a symbol, or 0 where there are none."""
+    """Where it depends on the classes and on the numbers: a symbol, or 0 where there are none."""
     mode = getattr(a, "fake_mode", None)
     return torch.library.get_ctx().new_dynamic_size() if mode is None or mode.shape_env is not None else 0
 

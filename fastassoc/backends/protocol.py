@@ -95,5 +95,8 @@ class Backend(Protocol):
     ) -> Gradients:
         """Gradients by ``a``, ``b`` and the biases: those asked for. ``saved`` may come back flat, with more None."""
 
+    def saved_sizes(self, a: Tensor, b: Tensor) -> list[int] | None:
+        """How many numbers the tensors in `Losses.saved` have, where the shapes of the embeddings decide that."""
+
     def saved_dtypes(self, a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
         """Dtypes of the tensors in `Losses.saved`, as many as there can be, for an accumulation in ``dtype``."""

@@ -106,6 +106,11 @@ def _is_whole(inputs: Inputs) -> bool:
     return small and inputs.walker and not inputs.differences and inputs.ranks is None
 
 
+def saved_sizes(a: Tensor, b: Tensor) -> list[int] | None:
+    """See `fastassoc.backends.protocol.Backend`: classes decide."""
+    return None
+
+
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.protocol.Backend`: all in the accumulation dtype."""
     return [dtype] * (1 + tiles.MOST_SAVED)

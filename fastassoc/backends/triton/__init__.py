@@ -75,6 +75,12 @@ def gradients(
         return Backward(plan, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
 
 
+def saved_sizes(a: Tensor, b: Tensor) -> list[int] | None:
+    """See `fastassoc.backends.protocol.Backend`: those of small batches."""
+    numbers = dense.saved_numbers(a, b)
+    return None if numbers is None else [numbers]
+
+
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.protocol.Backend`."""
     precision = choose_precision(a.dtype, machine(a.device), float32_products())

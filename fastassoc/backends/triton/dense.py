@@ -17,9 +17,9 @@ from torch import Tensor
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
 from fastassoc.backends.triton.launch import How, Machine, Repeated, device_guard, machine, recorded
 from fastassoc.backends.triton.plan import ceil_div, tile_depth
-from fastassoc.backends.triton.precision import choose_precision
+from fastassoc.backends.triton.precision import Precision, choose_precision, float32_products
 from fastassoc.kernels.triton.buffers import Embeddings
-from fastassoc.kernels.triton.configs import choose_dense_tile, choose_one_tile
+from fastassoc.kernels.triton.configs import Tile, choose_dense_tile, choose_one_tile
 from fastassoc.kernels.triton.dense.buffers import Dense, Results, backward_size, forward_size, saved_size
 from fastassoc.kernels.triton.dense.embedding_gradients import dense_embedding_gradients
 from fastassoc.kernels.triton.dense.one_tile import dense_backward, dense_forward
@@ -60,9 +60,14 @@ class Key(NamedTuple):
     visit: bool
 
 
+def is_small(n: int, m: int) -> bool:
+    """Whether a batch of so many rows and columns is."""
+    return n <= MOST_ROWS and m <= MOST_COLUMNS
+
+
 def takes(inputs: Inputs) -> bool:
     """Whether a batch is small, and all here."""
-    return inputs.a.shape[0] <= MOST_ROWS and inputs.b.shape[0] <= MOST_COLUMNS and inputs.ranks is None
+    return inputs.ranks is None and is_small(inputs.a.shape[0], inputs.b.shape[0])
 
 
 def _key(inputs: Inputs) -> Key:
@@ -74,6 +79,28 @@ def _key(inputs: Inputs) -> Key:
     )  # fmt: skip
 
 
+def _tile(machine: Machine, precision: Precision, dtype: torch.dtype, n: int, m: int) -> tuple[Tile, bool]:
+    """The tile that a batch is taken in, and whether it is the only one."""
+    kind = machine.architecture, precision.tiles(dtype)
+    one = choose_one_tile(*kind)
+    if one is not None and n <= one.rows and m <= one.rows:
+        return one, True
+    return choose_dense_tile(*kind), False
+
+
+def saved_numbers(a: Tensor, b: Tensor) -> int | None:
+    """How many numbers a batch of these shapes saves for the backward pass; None for one that is not small.
+
+    Rows may be symbols, which then stand for all numbers with the same tile.
+    """
+    n, m = a.shape[0], b.shape[0]
+    if not is_small(n, m):
+        return None
+    on = machine(a.device)
+    block = _tile(on, choose_precision(a.dtype, on, float32_products()), a.dtype, n, m)[0].rows
+    return saved_size(ceil_div(n, block) * block, ceil_div(m, block) * block)
+
+
 class Sizes:
     """Sizes and tiles of a call, and the constants of its kernels."""
 
@@ -82,10 +109,7 @@ class Sizes:
         self.n, self.d = key.shape_a
         self.m = key.shape_b[0]
         precision = choose_precision(key.dtype, key.machine, key.float32_products)
-        kind = key.machine.architecture, precision.tiles(key.dtype)
-        one = choose_one_tile(*kind)
-        self.one_tile = one is not None and max(self.n, self.m) <= one.rows
-        self.tile = one if one is not None and self.one_tile else choose_dense_tile(*kind)
+        self.tile, self.one_tile = _tile(key.machine, precision, key.dtype, self.n, self.m)
         self.block = self.tile.rows
         self.row_tiles, self.column_tiles = ceil_div(self.n, self.block), ceil_div(self.m, self.block)
         self.rows, self.columns = self.row_tiles * self.block, self.column_tiles * self.block

@@ -53,7 +53,7 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
     dense.forget()
     if which == "general":
-        monkeypatch.setattr(dense, "takes", lambda _: False)
+        monkeypatch.setattr(dense, "is_small", lambda *_: False)
     elif which == "several tiles":
         monkeypatch.setattr(dense, "choose_one_tile", lambda *_: None)
     return which
