@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from torch import Tensor
 
-from fastassoc.terms import accumulation_dtype, for_reduction, is_zero, terms
+from fastassoc.terms import for_sum, is_zero, terms, zero
 from fastassoc.validation import Backend, GradientReduction, Similarity
 
 if TYPE_CHECKING:
@@ -180,16 +180,18 @@ def walker_visit_loss(
 
     Over ranks, that is with a ``group``, N and M count the rows of all ranks. Ranks may pass different numbers of rows,
     and none of ``a``, but at least one of ``b``. The loss is the same to the bit on every rank, and so are the
-    statistics but for ``visit_probability``, which is of this rank's ``b``. ``a`` and ``labels`` are gathered, which
-    is N D numbers and N labels; ``b`` stays where it is. Of what else crosses ranks nothing grows with M: the
-    normalisers of the rows of ``a``, N numbers of each rank, the round trips within classes, and in the backward pass
-    the gradient of ``a``. All ranks call the loss with the same options, and go back through it as many times as the
-    others, with the same upstream gradient. By default, "mean", the gradients of a rank are the derivatives by its own
-    rows times the number of ranks. DDP and FSDP take the mean of gradients over ranks, so a network trained with them
-    gets the gradient of the loss of all rows. With "sum" they are the derivatives themselves, for training that adds
-    gradients up. A temperature or weight that is learned counts as a parameter that the ranks share. Where one rank
-    raises because of its arguments, all do. On a GPU the host waits for the device in every forward pass. There are no
-    second derivatives over ranks, no transforms of ``torch.func``, and ``torch.compile`` breaks its graph at the loss.
+    statistics but for ``visit_probability``, which is of this rank's ``b``. ``a`` and ``labels`` are gathered, which is
+    N D numbers and N labels; ``b`` stays where it is. Of what else crosses ranks nothing grows with M: the normalisers
+    of the rows of ``a``, N numbers of each rank, the round trips within classes, and in the backward pass the gradient
+    of ``a``. All ranks call the loss with the same options, tensors among them of the same value, and go back through
+    it as many times as the others, with the same upstream gradient. By default, "mean", the gradients of a rank are the
+    derivatives by its own rows times the number of ranks. DDP and FSDP take the mean of gradients over ranks, so a
+    network trained with them gets the gradient of the loss of all rows. With "sum" they are the derivatives themselves,
+    for training that adds gradients up. A temperature or weight that is learned counts as a parameter that the ranks
+    share. Where one rank raises because of its arguments, all do; after a later error, for want of memory for example,
+    the others wait until the group's time is up. On a GPU the host waits for the device in every forward pass. There
+    are no second derivatives over ranks, no transforms of ``torch.func``, and ``torch.compile`` breaks its graph at the
+    loss.
 
     Raises:
         TypeError: an argument of the wrong type, dtype or layout.
@@ -206,12 +208,11 @@ def walker_visit_loss(
         group, gradient_reduction,
     )  # fmt: skip
     if is_zero(walker_weight) and is_zero(visit_weight):
-        # A zero that still knows its inputs: differentiable, and NaN where they are not finite.
-        dtype = accumulation_dtype(a, b)
-        loss = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0
+        loss = zero(a, b, group)
     else:
         loss = _weighted(walker_term, walker_weight, visit_term, visit_weight)
-    loss = for_reduction(loss, group, gradient_reduction)
+    if group is not None and gradient_reduction == "sum":
+        loss = for_sum(loss, group)
     if not return_stats:
         return loss
     assert walker_term is not None
@@ -327,7 +328,9 @@ def walker_visit_losses(
     )  # fmt: skip
     assert walker is not None
     assert visit is not None
-    losses = WalkerVisitLosses(*(for_reduction(x, group, gradient_reduction) for x in (walker, visit)))
+    if group is not None and gradient_reduction == "sum":
+        walker, visit = for_sum(walker, group), for_sum(visit, group)
+    losses = WalkerVisitLosses(walker, visit)
     if not return_stats:
         return losses
     return losses, WalkStatistics(walker.detach(), visit.detach(), *statistics)

@@ -5,7 +5,7 @@ First derivatives are the backend's. Second ones, which few need, are those of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,21 +15,6 @@ from fastassoc import computation, operators, validation
 from fastassoc.computation import Call, own_precision
 
 _NONE = (None, None, None, None)
-
-
-class ScaledGradient(torch.autograd.Function):
-    """A number as it is, with gradients times a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        """The number."""
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Its gradient times the factor."""
-        return grad * ctx.factor, None
 
 
 class _ReverseOnly(torch.autograd.Function):
@@ -85,12 +70,7 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
     a, b, temperature, *saved = tensors
     call, precision, labels = ctx.made
     needs = ctx.needs_input_grad[:3]
-    for x in (grad_walker, grad_visit):
-        if x is not None and torch._C._functorch.is_legacy_batchedtensor(x):
-            raise RuntimeError(
-                "fastassoc's loss does not support is_grads_batched=True, nor vectorize=True in "
-                "torch.autograd.functional: torch.func.jacrev and torch.func.vmap do the same"
-            )
+    _check_not_batched(grad_walker, grad_visit)
     again, watched = torch.is_grad_enabled(), operators.needed(grad_walker, grad_visit)
     if not again and not watched:
         # Autograd itself brings gradients to the dtype of what they are gradients of.
@@ -117,6 +97,15 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
     return *gradients, None
 
 
+def _check_not_batched(*grads: Tensor | None) -> None:
+    for x in grads:
+        if x is not None and torch._C._functorch.is_legacy_batchedtensor(x):
+            raise RuntimeError(
+                "fastassoc's loss does not support is_grads_batched=True, nor vectorize=True in "
+                "torch.autograd.functional: torch.func.jacrev and torch.func.vmap do the same, but for group"
+            )
+
+
 _opaque_backward = torch._disable_dynamo(_backward)  # type: ignore[attr-defined]
 
 
@@ -136,11 +125,12 @@ class RanksFunction(_ReverseOnly):
         ctx.made = call, precision, labels
         assert call.ranks is not None
         if call.ranks.at_once:
-            needs = ctx.needs_input_grad[:3]
-            made, inputs, one = ctx.made, tensors, b.new_ones((), dtype=precision.dtype)
-            by_walker = _NONE[:3] if walker is None else _gradients_of_own(made, inputs, one, None, needs)
-            by_visit = _NONE[:3] if visit is None else _gradients_of_own(made, inputs, None, one, needs)
-            tensors = *by_walker, *by_visit
+            # Some rank will not be there for the backward pass: its part of both terms' gradients is added now.
+            one = b.new_ones((), dtype=precision.dtype)
+            only_da = True, False, False
+            by_walker = None if walker is None else _own_gradients(ctx.made, tensors, one, None, only_da)[0]
+            by_visit = None if visit is None else _own_gradients(ctx.made, tensors, None, one, only_da)[0]
+            tensors = *tensors, by_walker, by_visit
         ctx.forms = validation.forms(tensors)
         ctx.save_for_backward(*tensors)
         if not call.statistics:
@@ -162,43 +152,46 @@ def _backward_over_ranks(ctx: Any, grad_walker: Tensor | None, grad_visit: Tenso
         raise RuntimeError("fastassoc's loss has no second derivatives over ranks: no create_graph=True with group")
     if grad_walker is None and grad_visit is None:
         return _NONE
+    _check_not_batched(grad_walker, grad_visit)
     tensors = ctx.saved_tensors
     validation.check_unchanged(ctx.forms, tensors)
     ranks = ctx.made[0].ranks
     walker, visit = (None if x is None else x * ranks.size for x in (grad_walker, grad_visit))
+    needs_da, *others = ctx.needs_input_grad[:3]
     if not ranks.at_once:
-        return *_gradients_of_own(ctx.made, tensors, walker, visit, ctx.needs_input_grad[:3]), None
-    results: list[Tensor | None] = []
-    for of_walker, of_visit in zip(tensors[:3], tensors[3:], strict=True):
-        pairs = (of_walker, walker), (of_visit, visit)
-        terms = [x * grad for x, grad in pairs if x is not None and grad is not None]
-        results.append(sum(terms[1:], terms[0]) if terms else None)
-    return *results, None
+        da, db, dtemperature = _own_gradients(ctx.made, tensors, walker, visit, (ranks.needs_da, *others))
+        return da if needs_da else None, db, dtemperature, None
+    *tensors, by_walker, by_visit = tensors
+    da = None
+    for gradient, grad in ((by_walker, walker), (by_visit, visit)):
+        if needs_da and gradient is not None and grad is not None:
+            da = gradient * grad if da is None else da.addcmul_(gradient, grad)
+    db = dtemperature = None
+    if any(others):
+        _, db, dtemperature = _own_gradients(ctx.made, tensors, walker, visit, (False, *others))
+    return da, db, dtemperature, None
 
 
 _opaque_backward_over_ranks = torch._disable_dynamo(_backward_over_ranks)  # type: ignore[attr-defined]
 
 
-def _gradients_of_own(
+def _own_gradients(
     made: tuple[Call, computation.Precision, Any],
-    tensors: tuple[Tensor | None, ...],
+    tensors: Sequence[Tensor | None],
     grad_walker: Tensor | None,
     grad_visit: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of this rank's inputs; those of ``a`` that any rank needs cross ranks."""
+    """Gradients of this rank's inputs; those of ``a``, which all ranks have a part in, cross ranks."""
     call, precision, labels = made
     a, b, temperature, *saved = tensors
-    ranks = call.ranks
     assert a is not None
     assert b is not None
-    assert ranks is not None
-    wanted = ranks.needs_da, needs[1], needs[2]
+    assert call.ranks is not None
     da, db, dtemperature = computation.gradients(
-        call, precision, labels, a, b, temperature, tuple(saved), grad_walker, grad_visit, wanted
+        call, precision, labels, a, b, temperature, tuple(saved), grad_walker, grad_visit, needs
     )
-    own = None if da is None else ranks.own_rows(da)
-    return own if needs[0] else None, db, dtemperature
+    return None if da is None else call.ranks.own_rows(da), db, dtemperature
 
 
 class Specification(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastassoc.backends.protocol import Backend, Inputs, Losses, Saved
-from fastassoc.distributed import Ranks
+from fastassoc.distributed import GroupRanks
 
 _NEAR, _ROUNDINGS, _LARGEST = 1.5, 3.0, 16.0
 """Products are exact enough where the squared norm of a row, over T, is at most the first times its least squared
@@ -54,7 +54,7 @@ class Call(NamedTuple):
     needs_gradient: bool
     backend_name: str
     """As the caller gave it."""
-    ranks: Ranks | None = None
+    ranks: GroupRanks | None = None
     """Those that compute the loss together, each with rows of its own."""
 
 
@@ -75,7 +75,7 @@ class Forward(NamedTuple):
     labels: Any
     """What `Backend.prepare_labels` made of the labels."""
     a: Tensor
-    """Those of all ranks."""
+    """The rows of ``a``, of all ranks where there are several."""
 
 
 class CallGradients(NamedTuple):
@@ -112,6 +112,8 @@ def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forw
         labels = call.backend.prepare_labels(given, call.ignore_index, b, precision.dtype)
         inputs = _form(call, precision, a, b, None, labels) if form is None else form._replace(labels=labels)
         results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
+        if call.ranks is not None:
+            results = Losses._make([*call.ranks.of_first(results[:4]), *results[4:]])
     if precision.dtype != dtype:
         results = Losses._make([*(None if x is None else x.to(dtype) for x in results[:-1]), results.saved])
     return Forward(results, precision, labels, a)

@@ -43,8 +43,8 @@ class Share(NamedTuple):
     """By name, what has to be the same on every rank."""
 
 
-class Ranks:
-    """The ranks of a group that compute a loss together; see `fastassoc.backends.protocol.Ranks`."""
+class GroupRanks:
+    """The ranks of a group that compute a loss together: `fastassoc.backends.protocol.Ranks`, and what ``a`` takes."""
 
     def __init__(self, group: ProcessGroup, rows: list[int], columns: list[int], needs: list[Needs]) -> None:
         """Sizes and wants by rank."""
@@ -59,7 +59,7 @@ class Ranks:
 
     def gather(self, x: Tensor) -> Tensor:
         """[ranks, ...]: ``x`` of every rank, of one shape and dtype."""
-        return _gathered(self._group, x)
+        return gathered(self._group, x)
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Sums over ranks of tensors of one dtype, of the same shapes on every rank."""
@@ -77,8 +77,16 @@ class Ranks:
         record = torch.cat([x.view(torch.uint8) for x in columns], 1)
         padded = torch.nn.functional.pad(record, (0, 0, 0, max(self._rows) - rows))
         found = torch.cat([x[:count] for x, count in zip(self.gather(padded), self._rows, strict=True)])
-        all_a, all_labels = found.split([record.shape[1] - 8, 8], dim=1)
-        return all_a.contiguous().view(a.dtype), all_labels.contiguous().view(torch.int64).view(-1)
+        parts = found.split([record.shape[1] - 8, 8], dim=1)
+        # Memory of their own begins where numbers of their dtypes may.
+        all_a, all_labels = (x.clone(memory_format=torch.contiguous_format) for x in parts)
+        return all_a.view(a.dtype), all_labels.view(torch.int64).view(-1)
+
+    def of_first(self, numbers: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """Those of the first rank, 0-d, for all: others may round the last bit apart (processor, threads)."""
+        present = [x for x in numbers if x is not None]
+        first = iter(self.gather(torch.stack(present))[0].unbind())
+        return tuple(None if x is None else next(first) for x in numbers)
 
     def own_rows(self, x: Tensor) -> Tensor:
         """Rows of this rank in the sum over ranks of ``x`` [N, ...]."""
@@ -92,18 +100,21 @@ class Ranks:
         return out
 
 
-def _gathered(group: ProcessGroup, x: Tensor) -> Tensor:
+def gathered(group: ProcessGroup, x: Tensor) -> Tensor:
+    """[ranks, ...]: ``x`` of every rank, of one shape and dtype."""
     x = x.contiguous()
     out = x.new_empty((dist.get_world_size(group), *x.shape))
     dist.all_gather(list(out.unbind(0)), x, group=group)
     return out
 
 
-def meet(group: ProcessGroup, bring: Callable[[], tuple[Share, Any]]) -> tuple[Ranks, Any]:
+def meet(group: ProcessGroup, a: Any, bring: Callable[[], tuple[Share, Any]]) -> tuple[GroupRanks, Any]:
     """The ranks of this loss, and what ``bring`` gives beside a share: the first to cross ranks.
 
     Where ``bring`` raises on any rank, or options differ, every rank raises, and none is left waiting for another.
+    ``a`` may be anything, and says which GPU is this rank's if it lies on one.
     """
+    device = _device(group, a)
     own, made, error = Share(0, 0, Needs(False, False, False), {}), None, None
     try:
         own, made = bring()
@@ -111,21 +122,25 @@ def meet(group: ProcessGroup, bring: Callable[[], tuple[Share, Any]]) -> tuple[R
         error = raised
     digest = hashlib.sha256(repr(own.options).encode()).digest()
     numbers = [int(error is None), own.rows, own.columns, *own.needs, int.from_bytes(digest[:7], "big")]
-    header = torch.tensor(numbers, dtype=torch.int64, device=_device(group))
-    found = _gathered(group, header).tolist()
+    header = torch.tensor(numbers, dtype=torch.int64, device=device)
+    found = gathered(group, header).tolist()
     if not all(good for good, *_ in found):
         _raise_together(group, error)
     if len({line[-1] for line in found}) > 1:
         _raise_difference(group, own.options)
     _, rows, columns, *needs, _ = zip(*found, strict=True)
     wanted = [Needs(*map(bool, x)) for x in zip(*needs, strict=True)]
-    return Ranks(group, list(rows), list(columns), wanted), made
+    return GroupRanks(group, list(rows), list(columns), wanted), made
 
 
-def _device(group: ProcessGroup) -> torch.device:
+def _device(group: ProcessGroup, a: Any) -> torch.device:
     """One whose tensors the group exchanges."""
-    on_cpu = "cpu:" in dist.get_backend_config(group)
-    return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+    backends = dist.get_backend_config(group)
+    if "cpu:" in backends:
+        return torch.device("cpu")
+    if "cuda:" not in backends:
+        raise RuntimeError(f"group must exchange tensors on the CPU or on CUDA; its backend is {backends}")
+    return a.device if isinstance(a, Tensor) and a.is_cuda else torch.device("cuda", torch.cuda.current_device())
 
 
 def _raise_together(group: ProcessGroup, error: Exception | None) -> None:
@@ -145,3 +160,4 @@ def _raise_difference(group: ProcessGroup, options: dict[str, str]) -> None:
         if any(x != values[0] for x in values):
             listed = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
             raise ValueError(f"{name} must be the same on every rank; got {listed}")
+    raise AssertionError("digests differ, and options do not")

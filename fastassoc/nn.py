@@ -21,6 +21,8 @@ Result = TypeVar("Result", default=Tensor)
 class WalkerVisitLoss(nn.Module, Generic[Result]):
     """`fastassoc.walker_visit_loss` with its options fixed at construction; see there for every argument.
 
+    A module with a process group itself cannot be copied or pickled; one with ``group="world"`` can.
+
     The options are checked when the module is made. A weight or temperature given as an ``nn.Parameter`` is registered
     and learned with the module.
 

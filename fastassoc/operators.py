@@ -32,6 +32,16 @@ def needed(*tensors: Any) -> bool:
     )
 
 
+def traced() -> bool:
+    """Whether tensors may have no numbers: transforms, tracers, fake tensors."""
+    keys = torch._C._TorchDispatchModeKey
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
+    )
+
+
 def _saved_dtypes(a: Tensor, euclidean: bool, backend: str) -> list[torch.dtype]:
     """Of what the backend saves for inputs like ``a``, in its usual precision."""
     dtype = computation.accumulation_dtype(a)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastassoc import distributed, operators, validation
-from fastassoc.autograd import OperatorFunction, RanksFunction, ScaledGradient, WalkerVisitFunction
+from fastassoc.autograd import OperatorFunction, RanksFunction, WalkerVisitFunction
 from fastassoc.backends import choose_backend
 from fastassoc.computation import Call, own_precision
 from fastassoc.validation import Backend, GradientReduction, Similarity
@@ -41,9 +41,11 @@ def terms(
     arguments = (
         a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend
     )  # fmt: skip
-    if group is not None or gradient_reduction != "mean":
+    if gradient_reduction != "mean":
+        validation.check_gradient_reduction(gradient_reduction)
+    if group is not None:
         over_ranks = _opaque_over_ranks if torch.compiler.is_compiling() else _over_ranks
-        return over_ranks(arguments, group, gradient_reduction)
+        return over_ranks(arguments, group)
     compiling = torch.compiler.is_compiling()
     by_operators = compiling or operators.needed(a, b, labels, walker_weight, visit_weight, temperature)
     transformed = by_operators and not compiling and torch._C._are_functorch_transforms_active()
@@ -87,8 +89,8 @@ def _prepared(
     validation.check_labels(labels, a)
     if isinstance(temperature, Tensor):
         temperature = temperature.reshape(())
-    if ignore_index is not None and ignore_index < 0 and not labels.dtype.is_signed:
-        # Nor may the largest unsigned numbers become it.
+    if ignore_index is not None and ignore_index < 0 and not labels.dtype.is_signed and not over_ranks:
+        # Nor may the largest unsigned numbers become it; over ranks labels fit, and others may be signed.
         ignore_index = None
     chosen = None
     if not by_operators:
@@ -102,6 +104,8 @@ def _prepared(
         validation.check_mixed_dtypes(a, b)
         a, b = a.to(dtype), b.to(dtype)
     walker, visit = return_stats or not is_zero(walker_weight), return_stats or not is_zero(visit_weight)
+    if not walker and not visit:
+        return a, b, None, chosen, (ignore_index, 1.0, False, eps, walker, visit, return_stats, False, backend)
     # Squared distances take a temperature that is learned themselves, for their precision depends on it.
     scale, divisor = 1.0, None
     if similarity == "cosine":
@@ -121,28 +125,20 @@ def _prepared(
     return a, b, divisor, chosen, options
 
 
-def _over_ranks(
-    arguments: tuple[Any, ...], group: ProcessGroup | Literal["world"] | None, gradient_reduction: GradientReduction
-) -> tuple[Any, ...]:
+def _over_ranks(arguments: tuple[Any, ...], group: ProcessGroup | Literal["world"]) -> tuple[Any, ...]:
     """`terms` of the rows of all ranks of a group, with gradients for their mean over ranks."""
-    validation.check_group(group)
-    found = None if group is None else validation.found_group(group)
-    if found is None or found.size() == 1:
-        validation.check_gradient_reduction(gradient_reduction)
+    found = validation.found_group(group)
+    if found.size() == 1:
         return terms(*(*arguments, None, "mean"))
-    if operators.needed():
+    if operators.traced():
         raise RuntimeError("group does not work under transforms of torch.func, tracers and fake tensors")
-    ranks, (a, b, divisor, chosen, options) = distributed.meet(
-        found, lambda: _brought(arguments, found, gradient_reduction)
-    )
-    walker, visit, statistics, _, name = options[4:]
+    ranks, (a, b, divisor, chosen, options) = distributed.meet(found, arguments[0], lambda: _brought(arguments, found))
     if ranks.rows == 0:
-        raise ValueError("a must not be empty on every rank")
-    if not walker and not visit:
-        return None, None
+        raise ValueError("at least one rank must have a row of a")
     # A gradient of one rank takes all, even those that need none.
-    options = *options[:4], walker, visit, statistics, ranks.needs_gradient, name
-    call = Call(chosen, arguments[2], *options)._replace(ranks=ranks)
+    call = Call(chosen, arguments[2], *options)._replace(needs_gradient=ranks.needs_gradient, ranks=ranks)
+    if not call.walker and not call.visit:
+        return None, None
     outputs: tuple[Any, ...] = RanksFunction.apply(a, b, divisor, call)
     return outputs
 
@@ -150,16 +146,13 @@ def _over_ranks(
 _opaque_over_ranks = torch._disable_dynamo(_over_ranks)  # type: ignore[attr-defined]
 
 
-def _brought(
-    arguments: tuple[Any, ...], group: ProcessGroup, gradient_reduction: GradientReduction
-) -> tuple[distributed.Share, tuple[Any, ...]]:
+def _brought(arguments: tuple[Any, ...], group: ProcessGroup) -> tuple[distributed.Share, tuple[Any, ...]]:
     """What this rank brings to the loss of all, and what it keeps for itself."""
-    _, _, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, *_ = arguments
-    validation.check_gradient_reduction(gradient_reduction)
-    if operators.needed(*arguments):
-        raise RuntimeError("group does not work with subclasses of torch.Tensor")
-    prepared = _prepared(*arguments, over_ranks=True)
-    a, b, divisor, _, options = prepared
+    a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, *_ = arguments
+    validation.check_embeddings(a, b, over_ranks=True)
+    validation.check_ordinary(a=a, b=b, labels=labels)
+    a, b, divisor, chosen, options = prepared = _prepared(*arguments, over_ranks=True)
+    validation.check_labels_fit(labels)
     validation.check_exchanged(a, group)
     *_, return_stats, needs_gradient, backend = options
     shared = {
@@ -174,7 +167,7 @@ def _brought(
         "ignore_index": ignore_index,
         "return_stats": return_stats,
         "backend": backend,
-        "gradient_reduction": gradient_reduction,
+        "what tiles depend on": chosen.agreement(a.device),
     }
     needs = distributed.Needs(*(needs_gradient and x is not None and x.requires_grad for x in (a, b, divisor)))
     options_of_all = {name: str(value) for name, value in shared.items()}
@@ -185,18 +178,32 @@ def _described(number: float | Tensor) -> str:
     return "a tensor" if isinstance(number, Tensor) else str(float(number))
 
 
-def for_reduction(
-    loss: Tensor, group: ProcessGroup | Literal["world"] | None, gradient_reduction: GradientReduction
-) -> Tensor:
-    """The loss, with gradients that are to be added over ranks where they are not to be averaged."""
-    if group is None or gradient_reduction == "mean":
-        return loss
-    return _opaque_for_sum(loss, group) if torch.compiler.is_compiling() else _for_sum(loss, group)
+def zero(a: Tensor, b: Tensor, group: ProcessGroup | Literal["world"] | None) -> Tensor:
+    """A zero that still knows its inputs: differentiable, and NaN where they are not finite, on any rank."""
+    dtype = accumulation_dtype(a, b)
+    own: Tensor = (a.sum(dtype=dtype) + b.sum(dtype=dtype)) * 0.0
+    if group is None:
+        return own
+    return (_opaque_zero_of_all if torch.compiler.is_compiling() else _zero_of_all)(own, group)
+
+
+def _zero_of_all(own: Tensor, group: ProcessGroup | Literal["world"]) -> Tensor:
+    return own + distributed.gathered(validation.found_group(group), own.detach()).sum()
+
+
+_opaque_zero_of_all = torch._disable_dynamo(_zero_of_all)  # type: ignore[attr-defined]
+
+
+def for_sum(loss: Tensor, group: ProcessGroup | Literal["world"]) -> Tensor:
+    """The loss, with gradients that are to be added over ranks where they were to be averaged."""
+    return (_opaque_for_sum if torch.compiler.is_compiling() else _for_sum)(loss, group)
 
 
 def _for_sum(loss: Tensor, group: ProcessGroup | Literal["world"]) -> Tensor:
-    scaled: Tensor = ScaledGradient.apply(loss, 1.0 / validation.found_group(group).size())
-    return scaled
+    if loss.requires_grad:
+        factor = 1.0 / validation.found_group(group).size()
+        loss.register_hook(lambda gradient: gradient * factor)
+    return loss
 
 
 _opaque_for_sum = torch._disable_dynamo(_for_sum)  # type: ignore[attr-defined]

@@ -181,19 +181,20 @@ def check_gradient_reduction(gradient_reduction: Any) -> None:
 
 
 def check_group(group: Any) -> None:
-    """A process group that this process belongs to, or its name; it need not be there yet."""
+    """A process group that this process belongs to, or "world", which may be made later."""
     if group is None or (isinstance(group, str) and group == "world"):
         return
     if torch.distributed.is_available():
         if isinstance(group, torch.distributed.ProcessGroup):
             return
         if group == torch.distributed.GroupMember.NON_GROUP_MEMBER:
-            raise ValueError("group must be one that this process is a member of; got what new_group gives to others")
+            raise ValueError("group must be one that this process belongs to; this process is not a member")
     raise TypeError(f"group must be a torch.distributed.ProcessGroup, 'world' or None; got {group!r}")
 
 
 def found_group(group: ProcessGroup | Literal["world"]) -> ProcessGroup:
     """The group of that name; RuntimeError where there is none yet."""
+    check_group(group)
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         raise RuntimeError("group needs torch.distributed.init_process_group to have been called in this process")
     if isinstance(group, str):
@@ -201,6 +202,19 @@ def found_group(group: ProcessGroup | Literal["world"]) -> ProcessGroup:
         assert world is not None
         return world
     return group
+
+
+def check_ordinary(**tensors: Tensor) -> None:
+    """Tensors that are no more than their memory."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and type(x) not in ORDINARY:
+            raise TypeError(f"{name} must be an ordinary torch.Tensor with group; got {type(x).__name__}")
+
+
+def check_labels_fit(labels: Tensor) -> None:
+    """Labels of several ranks meet as int64."""
+    if labels.dtype == torch.uint64 and bool((labels.to(torch.int64) < 0).any()):
+        raise ValueError("labels must fit in int64 with group; got a larger one in uint64")
 
 
 def check_exchanged(a: Tensor, group: ProcessGroup) -> None:
@@ -267,8 +281,8 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name} is of layout {x.layout}, which is not supported: pass {name}.to_dense()")
     if hasattr(x, "full_tensor"):
         raise TypeError(
-            f"{name} is a {type(x).__name__}, which is not supported: pass {name}.to_local(), with group for the loss "
-            "of the rows of all ranks"
+            f"{name} is a {type(x).__name__}, which is not supported: pass {name}.to_local() with group where its rows "
+            f"are split over processes, else {name}.full_tensor()"
         )
 
 

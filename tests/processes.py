@@ -36,19 +36,24 @@ class Processes:
             process = context.Process(target=_serve, args=(rank, size, meeting.as_uri(), others), daemon=True)
             with _environment(TRITON_INTERPRET=str(int(interpreted)), OMP_NUM_THREADS="1"):
                 process.start()
+            # A rank that dies then ends its pipe.
+            others.close()
             self._pipes.append(own)
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What ``function(rank, *arguments)`` gives on every rank; an exception as `RankError` in its place."""
-        for rank, pipe in enumerate(self._pipes):
-            pipe.send((function, (rank, *arguments)))
         results = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(_SECONDS):
-                self.stop()
-                raise TimeoutError(f"rank {rank} waits in {function.__name__}")
-            results.append(pipe.recv())
+        try:
+            for rank, pipe in enumerate(self._pipes):
+                pipe.send((function, (rank, *arguments)))
+            for rank, pipe in enumerate(self._pipes):
+                if not pipe.poll(_SECONDS):
+                    raise TimeoutError(f"rank {rank} waits in {function.__name__}")
+                results.append(pipe.recv())
+        except BaseException:
+            self.stop()
+            raise
         return results
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -72,9 +77,11 @@ class Processes:
 def _environment(**variables: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(variables)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _serve(rank: int, size: int, meeting: str, pipe: Any) -> None:
@@ -85,7 +92,6 @@ def _serve(rank: int, size: int, meeting: str, pipe: Any) -> None:
         except EOFError:
             return
         try:
-            result = function(*arguments)
+            pipe.send(function(*arguments))
         except Exception as error:
-            result = RankError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-        pipe.send(result)
+            pipe.send(RankError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))

@@ -15,10 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastassoc
 from fastassoc import reference
-from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
+from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 from tests.processes import Processes, RankError
 
 D = 7
@@ -157,7 +159,7 @@ def test_low_precision_is_that_of_one_process(ranks: Any, dtype: torch.dtype) ->
     assert_close(mine, evaluate(fastassoc.walker_visit_loss, case), torch.finfo(dtype).eps)
 
 
-# Of the rows of one rank scores are so far from those of another that the two take different forms; or none is finite.
+# Scores of one rank are so far from those of the others that its steps take another form on the CPU.
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("far", [0, 1, 2])
@@ -303,6 +305,158 @@ def test_ranks_that_need_no_gradient(ranks: Any, needs: list[tuple[bool, bool]],
         assert [da is not None, db is not None] == [need and enabled[rank] for need in needs[rank]]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_gradients_in_half_precision_beside_a_rank_without(ranks: Any, backend: str) -> None:
+    # Without the scale of the loss most of them would be rounded to 0.
+    shape, scale = Shape((6, 5), (3000, 40)), 2.0**14
+    case = make_case(11, 3040, D, 3, dtype=torch.float16, scale=0.2)
+    (_, da, db), _ = ranks(2, scaled, shape, case, scale, backend, backend=backend)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64)
+    for mine, whole, counts in ((da, exact.da, shape.rows), (db, exact.db, shape.columns)):
+        assert relative_error(mine.double() / (2 * scale), own(whole, counts, 0)) < 2 * torch.finfo(torch.float16).eps
+
+
+def scaled(rank: int, shape: Shape, case: Case, scale: float, backend: str) -> Any:
+    """Gradients of a scaled loss on the first rank; the second needs none."""
+    a, b, labels = own_case(rank, shape, case)
+    with nullcontext() if rank == 0 else torch.no_grad():
+        loss = fastassoc.walker_visit_loss(a, b, labels, group="world", backend=backend)  # type: ignore[call-overload]
+    if rank == 0:
+        (loss * scale).backward()
+    return loss.detach(), a.grad, b.grad
+
+
+def with_own_labels(rank: int, dtypes: list[torch.dtype], case: Case) -> Tensor:
+    """Labels of a dtype of their own; -1 marks rows that take no part, where a dtype has it."""
+    shape = Shape((5, 4), (6, 7))
+    a, b, labels = own_case(rank, shape, case)
+    labels = labels.to(dtypes[rank])
+    return fastassoc.walker_visit_loss(a, b, labels, ignore_index=-1, group="world").detach()
+
+
+@pytest.mark.parametrize("dtypes", [[torch.int64, torch.uint8], [torch.int16, torch.uint64], [torch.int32, torch.bool]])
+def test_ranks_with_labels_of_different_dtypes(ranks: Any, dtypes: list[torch.dtype]) -> None:
+    case = make_case(9, 13, D, 2)
+    case.labels[1] = -1
+    exact = reference.walker_visit_loss(*case, ignore_index=-1)
+    for loss in ranks(2, with_own_labels, dtypes, case):
+        torch.testing.assert_close(loss, exact, rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize(("dtype", "roundings"), [(torch.float64, 8), (torch.float32, 8), (torch.bfloat16, 1)])
+def test_a_single_labelled_row(ranks: Any, dtype: torch.dtype, roundings: int) -> None:
+    shape = Shape((0, 1), (4, 5))
+    case = make_case(1, 9, D, 1, dtype=dtype)
+    mine = joined(ranks(2, step, shape, case, {}))
+    assert_close(mine, evaluate(fastassoc.walker_visit_loss, case), roundings * torch.finfo(dtype).eps)
+
+
+def with_threads(rank: int, case: Case, weights: tuple[float, float]) -> list[Tensor]:
+    """The loss and statistics, with another number of threads on every rank."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 + rank)
+    try:
+        shape = Shape((800, 800), (200, 100))
+        a, b, labels = own_case(rank, shape, case)
+        loss, statistics = fastassoc.walker_visit_loss(
+            a, b, labels, walker_weight=weights[0], visit_weight=weights[1], group="world", return_stats=True
+        )
+    finally:
+        torch.set_num_threads(before)
+    return [loss.detach(), *statistics[:4]]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 0.0)])
+def test_ranks_with_different_numbers_of_threads_agree_to_the_bit(ranks: Any, weights: tuple[float, float]) -> None:
+    first, second = ranks(2, with_threads, make_case(1600, 300, D, 2, dtype=torch.float32), weights)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def without_weights(rank: int, shape: Shape, case: Case) -> Any:
+    """A loss of which no term is left, for example at the start of a ramp."""
+    a, b, labels = own_case(rank, shape, case)
+    loss = fastassoc.walker_visit_loss(a, b, labels, walker_weight=0.0, visit_weight=0.0, group="world")
+    loss.backward()
+    return loss.detach(), a.grad
+
+
+def test_without_weights_the_loss_is_one_zero_for_all(ranks: Any) -> None:
+    case = make_case(sum(TWO.rows), sum(TWO.columns), D, 2)
+    for loss, da in ranks(2, without_weights, TWO, case):
+        assert loss == 0.0
+        assert not da.any()
+    case.b[0, 0] = math.inf
+    assert all(loss.isnan() for loss, _ in ranks(2, without_weights, TWO, case))
+
+
+def in_other_products(rank: int, case: Case) -> Any:
+    """Float32 products at another setting on one rank, on which tiles depend."""
+    torch.set_float32_matmul_precision("high" if rank else "highest")
+    try:
+        return fastassoc.walker_visit_loss(*case, group="world", backend="triton")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_ranks_agree_on_what_tiles_depend_on(ranks: Any) -> None:
+    for x in ranks(2, in_other_products, make_case(9, 13, D, 2), backend="triton", check=False):
+        assert isinstance(x, RankError)
+        assert "interpreter with float32 products at 'highest' on rank 0, interpreter with" in str(x)
+
+
+def counting_operations(rank: int, shape: Shape, case: Case) -> Tensor:
+    """One rank counts its operations, as people do who look at one of them."""
+    a, b, labels = own_case(rank, shape, case)
+    with FlopCounterMode(display=False) if rank == 0 else nullcontext():
+        loss = fastassoc.walker_visit_loss(a, b, labels, group="world")
+        loss.backward()
+    return loss.detach()
+
+
+def test_one_rank_may_be_looked_at(ranks: Any) -> None:
+    case = make_case(sum(TWO.rows), sum(TWO.columns), D, 2)
+    exact = reference.walker_visit_loss(*case)
+    for loss in ranks(2, counting_operations, TWO, case):
+        torch.testing.assert_close(loss, exact, rtol=1e-13, atol=0.0)
+
+
+def within_checkpoint(rank: int, shape: Shape, case: Case, mixed: bool) -> list[Tensor]:
+    """The loss is computed again in the backward pass; or one rank is under autocast, where dtypes may meet."""
+    a, b, labels = own_case(rank, shape, case)
+    if mixed:
+        with torch.autocast("cpu", dtype=torch.bfloat16) if rank == 0 else nullcontext():
+            loss = fastassoc.walker_visit_loss(a, b.double() if rank == 0 else b, labels, group="world")
+    else:
+        loss = checkpoint(lambda *x: fastassoc.walker_visit_loss(*x, group="world"), a, b, labels, use_reentrant=False)
+    loss.backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    return [loss.detach(), a.grad, b.grad]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_checkpoint_and_autocast_around_the_loss(ranks: Any, mixed: bool) -> None:
+    case = make_case(sum(TWO.rows), sum(TWO.columns), D, 2)
+    plain = ranks(2, step, TWO, case, {})
+    for (loss, da, db), other in zip(ranks(2, within_checkpoint, TWO, case, mixed), plain, strict=True):
+        assert torch.equal(loss, other.loss)
+        assert torch.equal(da, other.da)
+        assert torch.equal(db, other.db)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("apart", [30.0, 3e4])
+def test_squared_distances_of_clusters_far_apart(ranks: Any, apart: float, backend: str) -> None:
+    # Products are not exact enough in float32, then not in float64 either: of one rank's rows, and all take that form.
+    case = make_case(sum(TWO.rows), sum(TWO.columns), D, 2, dtype=torch.float32, scale=0.4)
+    for x, counts in ((case.a, TWO.rows), (case.b, TWO.columns)):
+        x[-counts[1] :] += apart
+    options = {"similarity": "euclidean"}
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    mine = joined(ranks(2, step, TWO, case, {**options, "backend": backend}, backend=backend))
+    assert_close(mine, exact, 4 * torch.finfo(torch.float32).eps)
+
+
 def compiled_step(rank: int, shape: Shape, case: Case) -> list[Tensor]:
     """The loss and its gradients, compiled and eager."""
     torch._dynamo.reset()
@@ -357,7 +511,8 @@ def test_what_crosses_ranks_does_not_grow_with_columns(ranks: Any, number: int) 
     header, embeddings, row_sums = 7 * 8, 20 * (4 * 32 + 8), 2 * 8 * rows
     # Pairs of 10 classes, rho of the visits and their part of the loss, each rank adding up its part of the numbers.
     part = 4 * -(-(rows * rows // 10 + rows + 1) // number)
-    forward, backward = others * (header + embeddings + row_sums + 2 * part), 4 * 32 * 20 * others
+    losses = 2 * 4
+    forward, backward = others * (header + embeddings + row_sums + 2 * part + losses), 4 * 32 * 20 * others
     assert few == [(forward, backward)] * number
 
 
@@ -406,7 +561,11 @@ def refused(rank: int, at: int, changes: dict[str, Any]) -> Any:
             "ValueError: the dtype of a and b must be the same on every rank; got torch.float64 on rank 0",
             "",
         ),
-        ({"gradient_reduction": "both"}, "ValueError: unknown gradient_reduction 'both'", "rank 1 raised ValueError"),
+        (
+            {"labels": torch.full((6,), 2**63, dtype=torch.uint64)},
+            "ValueError: labels must fit in int64",
+            "rank 1 raised",
+        ),
     ],
     ids=str,
 )
@@ -437,7 +596,7 @@ def no_rows(rank: int) -> None:
     ("function", "error"),
     [
         (all_ignored, "ValueError: every label equals ignore_index=0"),
-        (no_rows, "ValueError: a must not be empty on every rank"),
+        (no_rows, "ValueError: at least one rank must have a row of a"),
     ],
 )
 def test_without_any_row_every_rank_raises(ranks: Any, function: Any, error: str) -> None:
@@ -459,7 +618,7 @@ def in_a_group_of_two(rank: int) -> Any:
 def test_a_group_of_some_ranks(ranks: Any) -> None:
     first, outside, third = ranks(3, in_a_group_of_two)
     assert torch.equal(first, third)
-    assert outside.startswith("group must be one that this process is a member of")
+    assert outside.startswith("group must be one that this process belongs to")
     cases = [make_case(6, 9, 3, 2, seed=rank) for rank in (0, 2)]
     whole = Case(*(torch.cat(x) for x in zip(*cases, strict=True)))
     torch.testing.assert_close(first, reference.walker_visit_loss(*whole), rtol=1e-13, atol=0.0)

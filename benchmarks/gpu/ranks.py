@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from benchmarks.gpu.plan import Context, Size
 from benchmarks.modes import MODES, float32_products
 
 RANKS = 2
-RANK_MODES = ("bf16", "fp32-highest", "fp64")
+RANK_MODES = ("bf16", "fp32-high", "fp32-highest", "fp64")
 
 
 def over_ranks(context: Context) -> Iterator[dict[str, Any]]:
@@ -63,7 +64,8 @@ def _work(rank: int, context: Context, folder: Path) -> None:
         torch.cuda.set_device(rank)
         context = context._replace(device=torch.device("cuda", rank))
     meeting = (folder / "meeting").as_uri()
-    dist.init_process_group("nccl" if context.cuda else "gloo", init_method=meeting, rank=rank, world_size=RANKS)
+    backend = "nccl" if context.cuda else "gloo"
+    dist.init_process_group(backend, meeting, timedelta(minutes=2), rank=rank, world_size=RANKS)
     for mode, size in _cases(context):
         with float32_products(MODES[mode].precision):
             results = _own(make_batch(context, size, mode), rank).step(_together)

@@ -95,6 +95,9 @@ class Backend(Protocol):
     ) -> Gradients:
         """Gradients by ``a``, ``b`` and the biases: those asked for. ``saved`` may come back flat, with more None."""
 
+    def agreement(self, device: torch.device) -> str:
+        """What decides the sizes of what crosses ranks, so that it must be the same on all; empty if nothing does."""
+
     def saved_sizes(self, a: Tensor, b: Tensor) -> list[int] | None:
         """How many numbers the tensors in `Losses.saved` have, where the shapes of the embeddings decide that."""
 

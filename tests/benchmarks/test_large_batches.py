@@ -59,17 +59,44 @@ def test_activations_are_not_kept() -> None:
     assert kept(20) <= 2 * y.numel() < 90 * 64 < kept(None)
 
 
+class Classifier(nn.Module):
+    """An embedding of unlabelled samples in chunks, and logits of labelled ones, for DDP to wrap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, *_ = network_and_batch()
+        self.classify = nn.Linear(7, 3).double()
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = self.embed(x)
+        return a, embedded_in_chunks(self.embed, y, 20), self.classify(a)
+
+
+def trained(module: nn.Module, parameters: list[nn.Parameter], batch: Any, group: Any) -> list[Tensor]:
+    """The parameters after two steps."""
+    x, y, labels = batch
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        a, b, logits = module(x, y)
+        loss = fastassoc.walker_visit_loss(a, b, labels, group=group)
+        (loss + nn.functional.cross_entropy(logits, labels)).backward()
+        optimizer.step()
+    return [p.detach() for p in parameters]
+
+
 def over_ranks(rank: int) -> list[Tensor]:
-    """Parameters' gradients, the mean over two ranks of half the samples each."""
-    network, x, y, labels = network_and_batch()
-    network = DistributedDataParallel(network.eval())
-    x, y, labels = (z.chunk(2)[rank] for z in (x, y, labels))
-    return step(network, x, y, labels, 20, group="world")
+    """Half of the samples on each of two ranks."""
+    _, *batch = network_and_batch()
+    network = Classifier().eval()
+    own = [z.chunk(2)[rank] for z in batch]
+    return trained(DistributedDataParallel(network), list(network.parameters()), own, "world")
 
 
 def test_over_ranks() -> None:
-    network, *batch = network_and_batch()
-    whole = step(network.eval(), *batch, chunk=None)
+    _, *batch = network_and_batch()
+    network = Classifier().eval()
+    whole = trained(network, list(network.parameters()), batch, None)
     processes = Processes(2)
     try:
         for results in processes(over_ranks):

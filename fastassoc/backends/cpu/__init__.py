@@ -106,6 +106,11 @@ def _is_whole(inputs: Inputs) -> bool:
     return small and inputs.walker and not inputs.differences and inputs.ranks is None
 
 
+def agreement(device: torch.device) -> str:
+    """See `fastassoc.backends.protocol.Backend`: labels alone decide."""
+    return ""
+
+
 def saved_sizes(a: Tensor, b: Tensor) -> list[int] | None:
     """See `fastassoc.backends.protocol.Backend`: classes decide."""
     return None

@@ -75,6 +75,11 @@ def gradients(
         return Backward(plan, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
 
 
+def agreement(device: torch.device) -> str:
+    """See `fastassoc.backends.protocol.Backend`: the table of tiles goes by both."""
+    return f"{machine(device).architecture} with float32 products at {float32_products()!r}"
+
+
 def saved_sizes(a: Tensor, b: Tensor) -> list[int] | None:
     """See `fastassoc.backends.protocol.Backend`: those of small batches."""
     numbers = dense.saved_numbers(a, b)

@@ -83,6 +83,7 @@ def _make_problem(inputs: Inputs) -> Problem:
         walker=inputs.walker,
         visit=inputs.visit,
         dtype=inputs.dtype,
+        columns=inputs.columns,
         differences=inputs.differences,
         ranks=inputs.ranks,
     )

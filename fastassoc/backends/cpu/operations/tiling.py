@@ -41,15 +41,12 @@ class Problem(NamedTuple):
     """Whether the visits are wanted."""
     dtype: torch.dtype
     """Accumulation dtype: float64 for float64, else float32."""
+    columns: int
+    """M, of all ranks."""
     differences: bool = False
     """See `Inputs`."""
     ranks: Ranks | None = None
     """See `Inputs`."""
-
-    @property
-    def columns(self) -> int:
-        """M, of all ranks."""
-        return self.b.shape[0] if self.ranks is None else self.ranks.columns
 
 
 class Tile(NamedTuple):
