@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batches import CLASSES, MEMORY, PAPER, Batch
+from benchmarks.exchange import CONTENDERS
 from benchmarks.providers import PROVIDERS
 
 Row = dict[str, Any]
@@ -47,7 +48,7 @@ def draw(folder: Path) -> list[Path]:
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no pictures.", file=sys.stderr)
         return []
-    suites = {name: _read(folder / f"{name}.json") for name in ("paper", "large", "classes", "memory")}
+    suites = {name: _read(folder / f"{name}.json") for name in ("paper", "large", "classes", "memory", "ranks")}
     drawn = []
     for name, picture in _PICTURES.items():
         figure = picture(suites)
@@ -112,6 +113,11 @@ def _memory_over_m(suites: Suites) -> Any:
     return memory_figure(mine, _environment(about))
 
 
+def _ranks(suites: Suites) -> Any:
+    about, rows = suites["ranks"]
+    return ranks_figure(rows, _environment(about))
+
+
 _PICTURES: dict[str, Callable[[Suites], Any]] = {
     "speedup.png": _speedup,
     "speedup_small.png": _speedup_small,
@@ -120,6 +126,7 @@ _PICTURES: dict[str, Callable[[Suites], Any]] = {
     "time_over_n.png": _time_over_n,
     "time_over_classes.png": _time_over_classes,
     "memory_over_m.png": _memory_over_m,
+    "ranks.png": _ranks,
 }
 
 
@@ -275,6 +282,74 @@ def memory_figure(rows: Iterable[Row], environment: str) -> Any:
         )  # fmt: skip
     axes.legend(fontsize=9, frameon=False)
     return figure
+
+
+def ranks_figure(rows: Iterable[Row], environment: str) -> Any:
+    """What a rank sends, and its peak memory, over the number of ranks; None without two numbers of them."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    rows = [row for row in rows if row["status"] == "ok"]
+    numbers = sorted({row["ranks"] for row in rows})
+    sizes = sorted({row["batch"][1] for row in rows}, reverse=True)
+    if len(numbers) < 2:
+        return None
+    figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+    panels = figure.subplots(1, 2)
+    colours = dict(
+        zip((x.name for x in CONTENDERS), (_COLOURS[x] for x in ("fastassoc", "eager", "chunked")), strict=True)
+    )
+    styles = dict(zip(sizes, ("-", "--", ":"), strict=False))
+    for axes, title, value in (
+        (panels[0], "Sent by a rank in a step, MiB", _sent_mib),
+        (
+            panels[1],
+            "Peak memory of a rank, MiB,\nbeyond its own inputs and gradients",
+            lambda row: row["resident_mib"],
+        ),
+    ):
+        for (name, m), points in _ranks_lines(rows, value).items():
+            axes.plot(*zip(*points, strict=True), "o", linestyle=styles[m], color=colours[name], linewidth=1.8)
+            number, last = points[-1]
+            axes.annotate(
+                f"{last:.3g}", (number, last), (6, 0), textcoords="offset points", va="center", fontsize=8,
+                color=colours[name],
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel="ranks (1: one process without a group)")
+        axes.set_xlim(numbers[0] / 1.15, numbers[-1] * 1.45)
+        axes.set_xticks(numbers, [str(x) for x in numbers])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    handles = [Line2D([], [], color=colours[x.name], linewidth=1.8, label=x.label) for x in CONTENDERS]
+    handles += [
+        Line2D([], [], color="black", linestyle=styles[m], label=f"{m:,} unlabelled samples in all") for m in sizes
+    ]
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=3, frameon=False)
+    n, _, d, classes = rows[0]["batch"][:4]
+    title = (
+        f"The loss over the ranks of a gloo group: {n:,} labelled samples in {classes} classes, {d} dimensions, in all"
+    )
+    figure.suptitle(f"{title}\n{environment} per rank", fontsize=11)
+    return figure
+
+
+def _sent_mib(row: Row) -> float:
+    return float(row["forward_bytes"] + row["backward_bytes"]) / 2**20
+
+
+def _ranks_lines(rows: list[Row], value: Callable[[Row], float]) -> dict[tuple[str, int], list[tuple[int, float]]]:
+    """Points by contender and M; one process is where all of them begin."""
+    lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    alone = {row["batch"][1]: value(row) for row in rows if row["ranks"] == 1}
+    for row in rows:
+        m = row["batch"][1]
+        if row["ranks"] > 1:
+            start = [(1, alone[m])] if alone.get(m, 0.0) > 0.0 else []
+            lines.setdefault((row["provider"], m), start).append((row["ranks"], value(row)))
+    return lines
 
 
 def _lines(rows: Iterable[Row], x: Callable[[Batch], int], value: str) -> dict[str, list[tuple[int, float]]]:
