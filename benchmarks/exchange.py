@@ -68,9 +68,9 @@ def _gathered_with(a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
 
 
 CONTENDERS = (
-    Contender("fastassoc", "fastassoc, group", _group, True),
+    Contender("fastassoc", "fastassoc with a group", _group, True),
     Contender("gathered", "gathering everything", _gathered_without, False),
-    Contender("gathered_with_gradients", "the same, gradients too", _gathered_with, True),
+    Contender("gathered_with_gradients", "gathering everything, gradients too", _gathered_with, True),
 )
 """Those that gather are open_clip's, without and with its ``gather_with_grad``. Every rank computes the whole loss in
 them, so that the gradient of its own rows is exact without those of the others."""

@@ -24,6 +24,8 @@ Results = tuple[Row, list[Row]]
 _LABELS = {provider.name: provider.label for provider in PROVIDERS}
 # Of Okabe and Ito's palette, which all common forms of colour vision tell apart.
 _COLOURS = {"fastassoc": "#0072B2", "eager": "#D55E00", "compiled": "#009E73", "chunked": "#CC79A7"}
+_RANKS_COLOURS = "#0072B2", "#D55E00", "#CC79A7"
+"""Of the contenders of the suite over ranks."""
 _KEPT_MIB = 256
 """Largest N x M matrix that is kept for the backward pass."""
 
@@ -295,44 +297,38 @@ def ranks_figure(rows: Iterable[Row], environment: str) -> Any:
     if len(numbers) < 2:
         return None
     figure = Figure(figsize=(9.6, 5.0), layout="constrained")
-    panels = figure.subplots(1, 2)
-    colours = dict(
-        zip((x.name for x in CONTENDERS), (_COLOURS[x] for x in ("fastassoc", "eager", "chunked")), strict=True)
-    )
+    colours = dict(zip((x.name for x in CONTENDERS), _RANKS_COLOURS, strict=True))
     styles = dict(zip(sizes, ("-", "--", ":"), strict=False))
-    for axes, title, value in (
-        (panels[0], "Sent by a rank in a step, MiB", _sent_mib),
-        (
-            panels[1],
-            "Peak memory of a rank, MiB,\nbeyond its own inputs and gradients",
-            lambda row: row["resident_mib"],
-        ),
-    ):
-        for (name, m), points in _ranks_lines(rows, value).items():
-            axes.plot(*zip(*points, strict=True), "o", linestyle=styles[m], color=colours[name], linewidth=1.8)
+    panels = zip(
+        figure.subplots(1, 2),
+        (_sent_mib, lambda row: row["resident_mib"]),
+        (numbers[1:] if numbers[0] == 1 else numbers, numbers),
+        ("Sent by a rank in a step", "Peak memory of a rank,\nbeyond its own inputs and gradients"),
+        ("ranks", "ranks (1: one process without a group)"),
+        strict=True,
+    )
+    for axes, value, shown, title, x_name in panels:
+        _make_logarithmic(axes, shown, x_name, "MiB", title)
+        lines = _ranks_lines(rows, value)
+        for (name, m), points in lines.items():
             number, last = points[-1]
+            same = sum(points == x for (other, _), x in lines.items() if other == name) > 1
+            axes.plot(*zip(*points, strict=True), "o", linestyle=styles[m], color=colours[name], linewidth=1.8)
             axes.annotate(
-                f"{last:.3g}", (number, last), (6, 0), textcoords="offset points", va="center", fontsize=8,
-                color=colours[name],
+                f"{last:.3g}" + "\n(both sizes)" * same, (number, last), (7, 0), textcoords="offset points", fontsize=9, color=colours[name],
+                va={"gathered": "top", "gathered_with_gradients": "bottom"}.get(name, "center"),
             )  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel="ranks (1: one process without a group)")
-        axes.set_xlim(numbers[0] / 1.15, numbers[-1] * 1.45)
-        axes.set_xticks(numbers, [str(x) for x in numbers])
-        axes.set_xticks([], minor=True)
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
-        axes.set_title(title, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        axes.set_xlim(shown[0] / 1.15, shown[-1] * 1.38)
     handles = [Line2D([], [], color=colours[x.name], linewidth=1.8, label=x.label) for x in CONTENDERS]
     handles += [
         Line2D([], [], color="black", linestyle=styles[m], label=f"{m:,} unlabelled samples in all") for m in sizes
     ]
-    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False)
     n, _, d, classes = rows[0]["batch"][:4]
     title = (
-        f"The loss over the ranks of a gloo group: {n:,} labelled samples in {classes} classes, {d} dimensions, in all"
+        f"The loss over the ranks of a gloo group, {n:,} labelled samples in {classes} classes in all, {d} dimensions"
     )
-    figure.suptitle(f"{title}\n{environment} per rank", fontsize=11)
+    figure.suptitle(f"{title}\n{environment}, in each rank", fontsize=11)
     return figure
 
 
@@ -364,12 +360,19 @@ def _logarithmic_figure(
     lines: dict[str, list[tuple[int, float]]], x_name: str, y_name: str, title: str
 ) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
-    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
     measured = sorted({place for points in lines.values() for place, _ in points})
+    _make_logarithmic(axes, measured, x_name, y_name, title)
+    return figure, axes
+
+
+def _make_logarithmic(axes: Any, measured: list[int], x_name: str, y_name: str, title: str) -> None:
+    """Both axes, with the measured places marked."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
     axes.set_xticks(measured, [f"{place:,}" for place in measured])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -378,7 +381,6 @@ def _logarithmic_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=11)
-    return figure, axes
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def _failed(task: Row, message: str) -> dict[str, Row]:
 def measurements(sizes: tuple[Batch, ...], options: argparse.Namespace) -> Iterator[Row]:
     """A row for each batch, number of ranks and contender; with one rank all are the same."""
     names = [x.name for x in CONTENDERS if not options.providers or x.name in options.providers]
-    cells = [(batch, ranks) for batch in sizes for ranks in NUMBERS]
+    cells = [(batch, ranks) for batch in sizes for ranks in NUMBERS if names]
     for batch, ranks in tqdm(cells, desc="ranks", unit="group"):
         contenders = names[:1] if ranks == 1 else names
         task = {"batch": batch, "dtype": options.dtype, "seconds": options.seconds or 8.0}

@@ -27,7 +27,7 @@ def test_bytes_memory_and_times_are_printed_and_saved(
     monkeypatch.setattr(ranks, "NUMBERS", (1, 2))
     arguments = ["--suite", "ranks", "--device", "cpu", "--largest", "10000", "--seconds", "0.02"]
     assert suites.main([*arguments, "--out", str(tmp_path)]) == 0
-    assert f"| {N} x 80, D {D}, {CLASSES} classes | 2 | fastassoc, group |" in capsys.readouterr().out
+    assert f"| {N} x 80, D {D}, {CLASSES} classes | 2 | fastassoc with a group |" in capsys.readouterr().out
     record = json.loads((tmp_path / "ranks.json").read_text())
     assert {"device", "torch", "commit", "date"} <= set(record["environment"])
     assert record["environment"]["threads"] == 1
