@@ -315,7 +315,8 @@ def ranks_figure(rows: Iterable[Row], environment: str) -> Any:
             same = sum(points == x for (other, _), x in lines.items() if other == name) > 1
             axes.plot(*zip(*points, strict=True), "o", linestyle=styles[m], color=colours[name], linewidth=1.8)
             axes.annotate(
-                f"{last:.3g}" + "\n(both sizes)" * same, (number, last), (7, 0), textcoords="offset points", fontsize=9, color=colours[name],
+                f"{last:.3g}" + "\n(both sizes)" * same, (number, last), (7, 0), textcoords="offset points",
+                fontsize=9, color=colours[name],
                 va={"gathered": "top", "gathered_with_gradients": "bottom"}.get(name, "center"),
             )  # fmt: skip
         axes.set_xlim(shown[0] / 1.15, shown[-1] * 1.38)
