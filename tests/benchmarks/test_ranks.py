@@ -40,7 +40,7 @@ def test_bytes_memory_and_times_are_printed_and_saved(
         assert row["status"] == "ok"
         assert float(row["error"]) < 1e-4
         assert 0.0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
-        assert float(row["resident_mib"]) >= 0.0
+        assert -1.0 < float(row["resident_mib"]) < 64.0
     sent = [(int(row["forward_bytes"]), int(row["backward_bytes"]), int(row["collectives"])) for row in rows]
     half = N // 2
     # Sizes and options, a and labels, row sums; a half of the round trips, rho and the visits' part, twice.
