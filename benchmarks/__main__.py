@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import batches, pictures, report
+from benchmarks import batches, pictures, ranks, report
 from benchmarks.batches import Batch
 from benchmarks.environment import environment, memory_mib
+from benchmarks.exchange import CONTENDERS
 from benchmarks.providers import PROVIDERS
 
 Row = dict[str, Any]
-SUITES = ("paper", "large", "classes", "memory")
+SUITES = ("paper", "large", "classes", "memory", "ranks")
 _NEED_MIB = 3072
 """Address space that libraries take before any tensor."""
 _CAPACITY = Batch(512, 1, d=128, classes=10)
@@ -167,7 +168,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
     parser.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--providers", nargs="+", choices=[x.name for x in PROVIDERS], help="only these (default: all)")
+    names = dict.fromkeys(x.name for x in (*PROVIDERS, *CONTENDERS))
+    parser.add_argument("--providers", nargs="+", choices=list(names), help="only these (default: all)")
     parser.add_argument(
         "--memory-limit", type=int, help="MiB: find each provider's largest batch within (suite memory)"
     )
@@ -179,6 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
     for suite in SUITES if options.suite == "all" else (options.suite,):
         if suite == "memory":
             run_memory(options, about)
+        elif suite == "ranks":
+            ranks.run(options, about)
         else:
             run_times(suite, options, about)
     return 0

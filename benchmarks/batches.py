@@ -89,3 +89,4 @@ MEMORY = (
     *(Batch(1024, m, classes=100) for m in (4096, 16384, 65536, 262144)),
 )
 GROWTH = tuple(Batch(256, m, d=64) for m in (62_500, 250_000, 1_000_000, 4_000_000))
+RANKS = tuple(Batch(1024, m) for m in (16384, 65536))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batches import CLASSES, MEMORY, PAPER, Batch
+from benchmarks.exchange import CONTENDERS
 from benchmarks.providers import PROVIDERS
 
 Row = dict[str, Any]
@@ -23,6 +24,8 @@ Results = tuple[Row, list[Row]]
 _LABELS = {provider.name: provider.label for provider in PROVIDERS}
 # Of Okabe and Ito's palette, which all common forms of colour vision tell apart.
 _COLOURS = {"fastassoc": "#0072B2", "eager": "#D55E00", "compiled": "#009E73", "chunked": "#CC79A7"}
+_RANKS_COLOURS = "#0072B2", "#D55E00", "#CC79A7"
+"""Of the contenders of the suite over ranks."""
 _KEPT_MIB = 256
 """Largest N x M matrix that is kept for the backward pass."""
 
@@ -47,7 +50,7 @@ def draw(folder: Path) -> list[Path]:
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no pictures.", file=sys.stderr)
         return []
-    suites = {name: _read(folder / f"{name}.json") for name in ("paper", "large", "classes", "memory")}
+    suites = {name: _read(folder / f"{name}.json") for name in ("paper", "large", "classes", "memory", "ranks")}
     drawn = []
     for name, picture in _PICTURES.items():
         figure = picture(suites)
@@ -112,6 +115,11 @@ def _memory_over_m(suites: Suites) -> Any:
     return memory_figure(mine, _environment(about))
 
 
+def _ranks(suites: Suites) -> Any:
+    about, rows = suites["ranks"]
+    return ranks_figure(rows, _environment(about))
+
+
 _PICTURES: dict[str, Callable[[Suites], Any]] = {
     "speedup.png": _speedup,
     "speedup_small.png": _speedup_small,
@@ -120,6 +128,7 @@ _PICTURES: dict[str, Callable[[Suites], Any]] = {
     "time_over_n.png": _time_over_n,
     "time_over_classes.png": _time_over_classes,
     "memory_over_m.png": _memory_over_m,
+    "ranks.png": _ranks,
 }
 
 
@@ -277,6 +286,69 @@ def memory_figure(rows: Iterable[Row], environment: str) -> Any:
     return figure
 
 
+def ranks_figure(rows: Iterable[Row], environment: str) -> Any:
+    """What a rank sends, and its peak memory, over the number of ranks; None without two numbers of them."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    rows = [row for row in rows if row["status"] == "ok"]
+    numbers = sorted({row["ranks"] for row in rows})
+    sizes = sorted({row["batch"][1] for row in rows}, reverse=True)
+    if len(numbers) < 2:
+        return None
+    figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+    colours = dict(zip((x.name for x in CONTENDERS), _RANKS_COLOURS, strict=True))
+    styles = dict(zip(sizes, ("-", "--", ":"), strict=False))
+    panels = zip(
+        figure.subplots(1, 2),
+        (_sent_mib, lambda row: row["resident_mib"]),
+        (numbers[1:] if numbers[0] == 1 else numbers, numbers),
+        ("Sent by a rank in a step", "Peak memory of a rank,\nbeyond its own inputs and gradients"),
+        ("ranks", "ranks (1: one process without a group)"),
+        strict=True,
+    )
+    for axes, value, shown, title, x_name in panels:
+        _make_logarithmic(axes, shown, x_name, "MiB", title)
+        lines = _ranks_lines(rows, value)
+        for (name, m), points in lines.items():
+            number, last = points[-1]
+            same = sum(points == x for (other, _), x in lines.items() if other == name) > 1
+            axes.plot(*zip(*points, strict=True), "o", linestyle=styles[m], color=colours[name], linewidth=1.8)
+            axes.annotate(
+                f"{last:.3g}" + "\n(both sizes)" * same, (number, last), (7, 0), textcoords="offset points",
+                fontsize=9, color=colours[name],
+                va={"gathered": "top", "gathered_with_gradients": "bottom"}.get(name, "center"),
+            )  # fmt: skip
+        axes.set_xlim(shown[0] / 1.15, shown[-1] * 1.38)
+    handles = [Line2D([], [], color=colours[x.name], linewidth=1.8, label=x.label) for x in CONTENDERS]
+    handles += [
+        Line2D([], [], color="black", linestyle=styles[m], label=f"{m:,} unlabelled samples in all") for m in sizes
+    ]
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=2, frameon=False)
+    n, _, d, classes = rows[0]["batch"][:4]
+    title = (
+        f"The loss over the ranks of a gloo group, {n:,} labelled samples in {classes} classes in all, {d} dimensions"
+    )
+    figure.suptitle(f"{title}\n{environment}, in each rank", fontsize=11)
+    return figure
+
+
+def _sent_mib(row: Row) -> float:
+    return float(row["forward_bytes"] + row["backward_bytes"]) / 2**20
+
+
+def _ranks_lines(rows: list[Row], value: Callable[[Row], float]) -> dict[tuple[str, int], list[tuple[int, float]]]:
+    """Points by contender and M; one process is where all of them begin."""
+    lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    alone = {row["batch"][1]: value(row) for row in rows if row["ranks"] == 1}
+    for row in rows:
+        m = row["batch"][1]
+        if row["ranks"] > 1:
+            start = [(1, alone[m])] if alone.get(m, 0.0) > 0.0 else []
+            lines.setdefault((row["provider"], m), start).append((row["ranks"], value(row)))
+    return lines
+
+
 def _lines(rows: Iterable[Row], x: Callable[[Batch], int], value: str) -> dict[str, list[tuple[int, float]]]:
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
@@ -289,12 +361,19 @@ def _logarithmic_figure(
     lines: dict[str, list[tuple[int, float]]], x_name: str, y_name: str, title: str
 ) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
-    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
     measured = sorted({place for points in lines.values() for place, _ in points})
+    _make_logarithmic(axes, measured, x_name, y_name, title)
+    return figure, axes
+
+
+def _make_logarithmic(axes: Any, measured: list[int], x_name: str, y_name: str, title: str) -> None:
+    """Both axes, with the measured places marked."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
     axes.set_xticks(measured, [f"{place:,}" for place in measured])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -303,7 +382,6 @@ def _logarithmic_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=11)
-    return figure, axes
 
 
 def main(arguments: list[str] | None = None) -> int:

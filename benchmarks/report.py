@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batches import Batch
+from benchmarks.exchange import CONTENDERS
 from benchmarks.providers import PROVIDERS
 
 Row = dict[str, Any]
@@ -45,6 +46,25 @@ def memory_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             cells = ["-" if x is None else f"{x:.0f}" for x in numbers]
             cells.append(f"{row['first_ms'] / 1e3:.2f}" if "first_ms" in row else "-")
         lines.append([Batch(*row["batch"]).label, _LABELS[row["provider"]], *cells])
+    return head, lines
+
+
+def ranks_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: a batch, a number of ranks and a contender each."""
+    labels = {contender.name: contender.label for contender in CONTENDERS}
+    head = [
+        "N x M, D, classes", "ranks", "contender", "sent forward, KiB", "sent backward, KiB", "collectives",
+        "peak of a rank, MiB", "ms (p20 to p80)",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        label = labels[row["provider"]] if row["ranks"] > 1 else "one process"
+        cells = [f"{row['status']}: {row.get('message', '')}", "", "", "", ""]
+        if row["status"] == "ok":
+            sent = [f"{row[f'{way}_bytes'] / 1024:,.0f}" for way in ("forward", "backward")]
+            spread = f"{row['median_ms']:.0f} ({row['p20_ms']:.0f} to {row['p80_ms']:.0f})"
+            cells = [*sent, str(row["collectives"]), f"{row['resident_mib']:.0f}", spread]
+        lines.append([Batch(*row["batch"]).label, str(row["ranks"]), label, *cells])
     return head, lines
 
 

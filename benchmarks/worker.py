@@ -28,13 +28,13 @@ MIB = 2**20
 _PRODUCT_SIZE = 2048
 _CHECKED_ROWS, _CHECKED_COLUMNS = 512, 8192
 """The corner of a batch that a provider has to get right before it is timed: four tiles of fastassoc's on a CPU."""
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
 """Of gradients, relative: ten times what rounding in the dtype does to eager PyTorch."""
 _QUICK_SECONDS = 0.05
 """A round of all providers quicker than this is a matter of caches: who comes after whom, and what lay between."""
 _STEPS_OF_QUICK_TURN = 5
-_MOST_ROUNDS = 500
-_FEWEST_ROUNDS = 3
+MOST_ROUNDS = 500
+FEWEST_ROUNDS = 3
 _LONG_SECONDS = 40.0
 """A round longer than this is the only one."""
 
@@ -124,7 +124,7 @@ def time_providers(task: dict[str, Any]) -> dict[str, Any]:
         try:
             loss = provider.load()
             off = error(provider, loss, batch, dtype, device)
-            if not off < _TOLERANCE[dtype]:
+            if not off < TOLERANCE[dtype]:
                 results[name] = {"status": "wrong", "message": f"gradients are {off:.1e} from the specification"}
                 continue
             if name == "compiled":
@@ -145,8 +145,8 @@ def time_providers(task: dict[str, Any]) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in losses}
     quick = estimate < _QUICK_SECONDS
     round_seconds = estimate * (_STEPS_OF_QUICK_TURN + 1 if quick else 1)
-    least = _FEWEST_ROUNDS if round_seconds < _LONG_SECONDS else 1
-    rounds = max(least, min(_MOST_ROUNDS, int(budget / max(round_seconds, 1e-9))))
+    least = FEWEST_ROUNDS if round_seconds < _LONG_SECONDS else 1
+    rounds = max(least, min(MOST_ROUNDS, int(budget / max(round_seconds, 1e-9))))
     order, shuffle = list(losses), random.Random(0).shuffle
     for index in range(rounds if losses else 0):
         # A product of this size empties the caches a small batch lives in: it goes before such rounds, not between.
@@ -185,21 +185,26 @@ def measure_memory(task: dict[str, Any]) -> dict[str, Any]:
             step(loss, a, b, labels)
             peak = (torch.cuda.max_memory_allocated(device) - before - gradients) / MIB
             return {"status": "ok", "live_mib": peak, "resident_mib": None}
-        # What loading left to the allocator would hide growth.
-        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
-        ballast = torch.ones(gradients, dtype=torch.uint8)
-        before_mib = resident("VmRSS")
-        del ballast
-        Path("/proc/self/clear_refs").write_text("5")
-        start = time.perf_counter()
-        step(loss, a, b, labels)
-        spent = time.perf_counter() - start
-        grown = resident("VmHWM") - before_mib
+        grown, spent = resident_growth(lambda: step(loss, a, b, labels), gradients)
         live = (live_peak(loss, a, b, labels) - gradients) / MIB if task["live"] else None
         return {"status": "ok", "live_mib": live, "resident_mib": grown, "first_ms": spent * 1e3}
     except Exception as problem:
         return failure(problem)
+
+
+def resident_growth(run: Callable[[], None], gradients: int) -> tuple[float, float]:
+    """MiB by which ``run`` makes this process grow beyond so many bytes of gradients, and its seconds."""
+    # What loading left to the allocator would hide growth.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    ballast = torch.ones(gradients, dtype=torch.uint8)
+    before = resident("VmRSS")
+    del ballast
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    run()
+    spent = time.perf_counter() - start
+    return resident("VmHWM") - before, spent
 
 
 def live_peak(loss: Loss, a: Tensor, b: Tensor, labels: Tensor) -> int:

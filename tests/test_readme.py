@@ -170,6 +170,47 @@ def test_peaks_are_the_suites() -> None:
     assert f"of eager code {kept['eager']:,.0f} and {again['eager']:,.0f}." in text
 
 
+def test_what_ranks_send_is_the_suites() -> None:
+    rows = read_results("ranks.csv")
+    table = table_below(BENCHMARKS, "## Over the ranks of a group")
+    assert len(table) == len(rows)
+    for (m, ranks, _, sent, peak, time), row in zip(table, rows, strict=True):
+        assert (m, ranks) == (f"{int(row['m']):,}", row["ranks"])
+        assert sent == f"{(int(row['forward_bytes']) + int(row['backward_bytes'])) / 1024:,.0f}"
+        assert [peak, time] == [f"{float(row[x]):.0f}" for x in ("resident_mib", "median_ms")]
+    (eager,) = (
+        float(row["resident_mib"])
+        for row in read_results("memory.csv")
+        if (row["n"], row["m"], row["provider"]) == ("1024", "65536", "eager")
+    )
+    assert f"one process of it takes {eager:,.0f} MiB at 1024 x 65536" in sentences(BENCHMARKS)
+
+
+def test_what_gpus_would_send_is_the_formulas() -> None:
+    page = BENCHMARKS[BENCHMARKS.index("### On paper") :]
+    numbers = {"N": 4096, "M": 1_000_000, "D": 128}
+    columns = [(34, 8), (34, 64), (160, 8), (160, 64)]
+    sent = {}
+    parts = [0.0] * len(columns)
+    for name, formula, *written in table_below(page, "### On paper"):
+        counts = parts
+        if formula != "the sum":
+            code = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", formula.strip("`and ").replace(" x ", " * "))
+            counts = [eval(code, numbers | {"P": pairs, "R": ranks}) for pairs, ranks in columns]
+        if not name.startswith("**"):
+            parts = [x + y for x, y in zip(parts, counts, strict=True)]
+        elif formula.startswith("and"):
+            counts = [x + y for x, y in zip(counts, sent["gathering everything"], strict=True)]
+        sent[name.strip("*")] = counts
+        for x, count in zip(written, counts, strict=True):
+            decimals = len(x.strip("*").partition(".")[2])
+            assert x.strip("*") == f"{count / 1e6:.{decimals}f}", name
+    for name, bandwidth, *written in table_below(page, "The same as times"):
+        per_ms = float(bandwidth.split()[0]) * 1e6
+        for x, count in zip(written, sent[name], strict=True):
+            assert x == f"{count / per_ms:.{len(x.partition('.')[2])}f}", name
+
+
 def test_figures_in_sentences_are_the_suites() -> None:
     text = sentences(BENCHMARKS)
     largest = {row["provider"]: int(row["m"]) for row in read_results("largest_batch.csv")}

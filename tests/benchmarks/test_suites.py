@@ -165,12 +165,12 @@ def test_growth_exponent() -> None:
 
 def test_pictures_are_drawn_from_saved_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    names = ("speedup", "speedup_small", "speedup_shapes", "time_over_m", "time_over_n", "time_over_classes")
+    names = ("speedup", "speedup_small", "speedup_shapes", "time_over_m", "time_over_n", "time_over_classes", "ranks")
     expected = {f"{name}.png" for name in (*names, "memory_over_m")}
     results = ROOT / "benchmarks" / "results"
     # Every picture beside the committed results has them behind it.
     assert {path.name for path in results.glob("*.png")} == expected
-    for suite in ("paper", "large", "classes", "memory"):
+    for suite in ("paper", "large", "classes", "memory", "ranks"):
         (tmp_path / f"{suite}.json").write_bytes((results / f"{suite}.json").read_bytes())
     assert pictures.main([str(tmp_path)]) == 0
     drawn = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
