@@ -92,8 +92,9 @@ def main() -> None:
         for chunk in (None, CHUNK):
             # In a process of its own, for a peak is never forgotten.
             with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-                cells += [f"{x:.3g}" for x in executor.submit(cost, size, chunk).result()]
-        print(f"| {size} | " + " | ".join(cells) + " |", flush=True)
+                seconds, mib = executor.submit(cost, size, chunk).result()
+            cells += [f"{seconds:.2f}", f"{mib:,.0f}"]
+        print(f"| {size:,} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ except TypeError as error:
 """
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     # Behind what the library for processes may print.
-    assert "a is a DTensor, which is not supported: pass a.to_local(), with group" in output.stdout
+    assert "a is a DTensor, which is not supported: pass a.to_local() with group where its rows" in output.stdout
 
 
 # The plain form, the plain form with a visit term, machine code.
