@@ -21,7 +21,7 @@ from benchmarks.fuzz.campaign import Limits
 from benchmarks.fuzz.cases import Case, Weight, describe
 from benchmarks.fuzz.inputs import make_inputs
 from benchmarks.fuzz.verdict import Outcome, judge
-from fastassoc import api, computation
+from fastassoc import computation, terms
 from fastassoc.backends import cpu
 from fastassoc.backends.cpu.native import machine
 
@@ -182,7 +182,7 @@ ORIGINAL = {
     for owner, names in (
         (computation, ("_digits_needed", "_NEAR", "_ROUNDINGS", "_LARGEST")),
         (cpu, ("_UPSTREAM",)),
-        (api, ("_unit_rows",)),
+        (terms, ("_unit_rows",)),
     )
     for name in names
 }
@@ -199,8 +199,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     elif fault == "no rescaling":
         monkeypatch.setattr(cpu, "_UPSTREAM", 2.0**200)
     elif fault == "rounded unit rows":
-        unit_rows = api._unit_rows
-        monkeypatch.setattr(api, "_unit_rows", lambda x, dtype: unit_rows(x, dtype).to(x.dtype).to(dtype))
+        unit_rows = terms._unit_rows
+        monkeypatch.setattr(terms, "_unit_rows", lambda x, dtype: unit_rows(x, dtype).to(x.dtype).to(dtype))
     else:
         raise ValueError(fault)
 
