@@ -38,18 +38,21 @@ def terms(
 
     A term of weight 0 is None, unless statistics want it.
     """
-    arguments = (
-        a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend
-    )  # fmt: skip
     if gradient_reduction != "mean":
         validation.check_gradient_reduction(gradient_reduction)
     if group is not None:
+        arguments = (
+            a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend
+        )  # fmt: skip
         over_ranks = _opaque_over_ranks if torch.compiler.is_compiling() else _over_ranks
         return over_ranks(arguments, group)
     compiling = torch.compiler.is_compiling()
     by_operators = compiling or operators.needed(a, b, labels, walker_weight, visit_weight, temperature)
     transformed = by_operators and not compiling and torch._C._are_functorch_transforms_active()
-    a, b, divisor, chosen, options = _prepared(*arguments, by_operators=by_operators, transformed=transformed)
+    a, b, divisor, chosen, options = _prepared(
+        a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend,
+        by_operators=by_operators, transformed=transformed,
+    )  # fmt: skip
     walker, visit = options[4:6]
     if not walker and not visit:
         return None, None

@@ -483,7 +483,7 @@ def test_compiled_step_is_the_eager_one(ranks: Any) -> None:
         assert all(torch.equal(x, y) for x, y in zip(eager[:3], eager[3:], strict=True))
 
 
-def counted(rank: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
+def counted(rank: int, columns: int, dtype: torch.dtype, backend: Any = "cpu") -> tuple[int, int]:
     """Bytes that this rank sends in the forward and in the backward pass."""
     sent = [0]
     gather, exchange = dist.all_gather, dist.all_to_all_single
@@ -500,7 +500,10 @@ def counted(rank: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
     dist.all_gather, dist.all_to_all_single = noting_gather, noting_exchange
     try:
         a, b, _ = make_case(20, columns, 32, 10, seed=rank, dtype=dtype)
-        loss = fastassoc.walker_visit_loss(a.requires_grad_(), b.requires_grad_(), torch.arange(20) % 10, group="world")
+        labels = torch.arange(20) % 10
+        loss = fastassoc.walker_visit_loss(
+            a.requires_grad_(), b.requires_grad_(), labels, group="world", backend=backend
+        )
         forward = sent[0]
         loss.backward()
     finally:
@@ -521,12 +524,9 @@ def test_what_crosses_ranks_does_not_grow_with_columns(ranks: Any, number: int) 
     assert few == [(forward, backward)] * number
 
 
-class Refused(NamedTuple):
-    """Arguments that one rank gives."""
-
-    change: Any
-    error: str
-    others: str
+def test_nor_does_it_with_kernels(ranks: Any) -> None:
+    few, many = (ranks(2, counted, m, torch.float32, "triton", backend="triton") for m in (50, 500))
+    assert few == many
 
 
 def refused(rank: int, at: int, changes: dict[str, Any]) -> Any:
