@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         device=str(arguments.device),
         quick=arguments.quick,
+        precision=arguments.precision,
     )
     names = EMBEDDED if arguments.experiment == "all" else (arguments.experiment,)
     experiments = [EXPERIMENTS[name](settings) for name in names]
@@ -137,6 +138,13 @@ def _parser() -> argparse.ArgumentParser:
         "code where it is known, 300 for the embedded data)",
     )
     parser.add_argument("--device", type=types.device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="bf16: train with embeddings in bfloat16, nearly twice as fast on a CPU with AVX512-BF16 or AMX; weights, "
+        "losses and tests stay in float32 (default: %(default)s)",
+    )
     parser.add_argument(
         "--out",
         type=Path,

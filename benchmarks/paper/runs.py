@@ -38,6 +38,7 @@ from benchmarks.paper.sources import Source, load
 from benchmarks.paper.tensorboard import tensorboard_log
 from benchmarks.paper.training import Curve, Progress, TrainingOptions, save_whole, train
 
+LATER_DEFAULTS = (("files", None), ("precision", "float32"), ("unlabelled_of_source", False))
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {"svhn": SvhnAugmentation, "stl10": Stl10Augmentation}
 
 
@@ -46,8 +47,9 @@ class RunConfig:
     """Everything that the numbers of one training depend on, apart from the number of threads.
 
     ``labels_per_class`` and ``unlabelled``: how many samples there are of each kind; None: all, 0 unlabelled: labels
-    only. ``target``: the data set of the unlabelled and test images where it is another one. ``start``: the training
-    whose network is trained on. ``test_limit``: at most so many test images.
+    only. ``target``: the data set of the test images, and of the unlabelled ones but where ``unlabelled_of_source``,
+    if it is another one. ``start``: the training whose network is trained on. ``test_limit``: at most so many test
+    images.
     """
 
     source: Source
@@ -63,11 +65,12 @@ class RunConfig:
     test_limit: int | None = None
     seed: int = 0
     device: str = "cpu"
+    unlabelled_of_source: bool = False
 
     @property
     def key(self) -> str:
         """The name of the run's folder."""
-        content = json.dumps(asdict(self, dict_factory=_without_absent_files), sort_keys=True)
+        content = json.dumps(asdict(self, dict_factory=_without_later_defaults), sort_keys=True)
         return f"{self.source.name}-seed{self.seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -107,12 +110,13 @@ def samples(config: RunConfig) -> Samples:
         labelled = all_per_class(dataset.train.labels)
     else:
         labelled = list(choose_per_class(dataset.train.labels, config.labels_per_class, setup))
-    unlabelled = target.train.images if target.unlabelled is None else target.unlabelled
+    others = dataset if config.unlabelled_of_source else target
+    unlabelled = others.train.images if others.unlabelled is None else others.unlabelled
     chosen = None
     if config.unlabelled is not None:
         if config.unlabelled > len(unlabelled):
             raise DataError(
-                f"{target.name} has {len(unlabelled):,} unlabelled images where {config.unlabelled:,} are needed"
+                f"{others.name} has {len(unlabelled):,} unlabelled images where {config.unlabelled:,} are needed"
             )
         chosen = torch.randperm(len(unlabelled), generator=setup)[: config.unlabelled]
     return Samples(dataset.train, labelled, unlabelled, chosen, _limited(target, config.test_limit))
@@ -191,9 +195,9 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     checkpoint.unlink(missing_ok=True)
 
 
-def _without_absent_files(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Embedded data have no files: their runs keep the names that they had before files were part of a source."""
-    return dict(field for field in fields if field != ("files", None))
+def _without_later_defaults(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Runs keep the names that they had before these fields were added."""
+    return dict(field for field in fields if field not in LATER_DEFAULTS)
 
 
 def _batches(config: RunConfig, drawn: Samples) -> Batches:
