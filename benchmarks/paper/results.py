@@ -5,28 +5,31 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.experiments import Cell, Experiment, with_seed
+from benchmarks.paper.data import DataError
+from benchmarks.paper.experiments import Cell, Experiment, with_seed, with_steps
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.runs import Record, finished
+from benchmarks.paper.runs import Record, finished, lengths
 from benchmarks.report import print_table
 
-NO_DEVIATION = "-"  # of a single run
+NO_DEVIATION = "-"  # of a single run, or of a method that is not measured here
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell of a table with its finished runs, one for each seed."""
+    """A cell of a table with its finished runs, at most one for each seed."""
 
     cell: Cell
     records: tuple[Record, ...]
 
     @property
     def errors_percent(self) -> list[float]:
-        """The final test error of each run."""
+        """The test error of each run: the last, or the least where the cell asks for that."""
+        if self.cell.least:
+            return [min(record.curve.test_error_percent) for record in self.records]
         return [record.error_percent for record in self.records]
 
 
@@ -39,13 +42,28 @@ class Finding:
 
 
 def measure(experiment: Experiment, settings: Settings, runs: Path) -> list[Measured]:
-    """The finished runs of every cell."""
-    measured = []
-    for cell in experiment.cells:
-        records = [finished(with_seed(cell.config, seed), runs) for seed in settings.seeds]
-        assert None not in records, "measured before every training was finished"
-        measured.append(Measured(cell, tuple(record for record in records if record is not None)))
-    return measured
+    """The finished runs of every cell. Raises `DataError` where no cell has one.
+
+    Without a number of steps in ``settings``, a cell that has none of the usual length takes those that are there: of
+    the longest that most seeds have.
+    """
+    measured = [_measured(cell, settings, runs) for cell in experiment.cells]
+    if settings.steps is None:
+        others = sorted(lengths(runs), reverse=True)
+        measured = [item if item.records else _longest(item.cell, others, settings, runs) for item in measured]
+    if not any(item.records for item in measured):
+        raise DataError(f"{runs}: no training of {experiment.name} with these options is finished")
+    return [item for item in measured if item.records]
+
+
+def _measured(cell: Cell, settings: Settings, runs: Path) -> Measured:
+    records = [finished(with_seed(cell.config, seed), runs) for seed in settings.seeds]
+    return Measured(cell, tuple(record for record in records if record is not None))
+
+
+def _longest(cell: Cell, steps: Sequence[int], settings: Settings, runs: Path) -> Measured:
+    tried = [_measured(replace(cell, config=with_steps(cell.config, count)), settings, runs) for count in steps]
+    return max([Measured(cell, ()), *tried], key=lambda item: len(item.records))  # the first of equals
 
 
 def median(values: Sequence[float]) -> str:
@@ -86,6 +104,8 @@ def report(experiment: Experiment, measured: Sequence[Measured], findings: Seque
                 f"{seconds:.0f}",
             ]
         )
+    unknown = [NO_DEVIATION] * (len(head) - 3)
+    lines += [[other.group, other.method, other.paper, *unknown] for other in experiment.others]
     print_table(experiment.title, head, lines)
     if findings:
         rows = [[item.name, median(item.values), deviation(item.values)] for item in findings]
@@ -98,7 +118,7 @@ def report(experiment: Experiment, measured: Sequence[Measured], findings: Seque
 def save_csv(
     path: Path, experiment: Experiment, measured: Sequence[Measured], findings: Sequence[Finding] = ()
 ) -> None:
-    """One row for each cell, then one for each finding, with what the numbers depend on."""
+    """One row for each cell, one for each finding, with what the numbers depend on; then the paper's other methods."""
     rows = [_row(experiment, item) for item in measured]
     for finding in findings:
         common = {key: rows[0][key] for key in _provenance(measured[0].records)}
@@ -114,6 +134,16 @@ def save_csv(
                 **common,
             }
         )
+    rows += [
+        {
+            "experiment": experiment.name,
+            "quantity": "test error of another method, %",
+            experiment.group_name: other.group,
+            experiment.series_name: other.method,
+            "paper": other.paper,
+        }
+        for other in experiment.others
+    ]
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=fields, lineterminator="\n", restval="")
@@ -154,6 +184,7 @@ def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
         "walker_weight": config.training.walker.final if associates else "",
         "visit_weight": config.training.visit.final if associates else "",
         "loss": config.training.loss if associates else "",
+        "precision": config.training.precision,
         "seconds_a_run": f"{statistics.median(record.seconds for record in records):.1f}",
         **_provenance(records),
     }

@@ -146,6 +146,12 @@ def finished(config: RunConfig, runs: Path) -> Record | None:
     return Record(config, content["environment"], content["sizes"], curve, content["seconds"])
 
 
+def lengths(runs: Path) -> set[int]:
+    """How many steps the finished runs in the folder ``runs`` took."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("*/run.json")]
+    return {record["config"]["training"]["steps"] for record in records}
+
+
 def steps_done(config: RunConfig, runs: Path) -> int:
     """How many steps the checkpoint of ``config`` has behind it; 0 where there is none."""
     checkpoint = runs / config.key / "checkpoint.pt"
