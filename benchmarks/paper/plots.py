@@ -188,7 +188,7 @@ def _title(experiment: Experiment, measured: Sequence[Measured]) -> str:
         sorted(values)
         for values in (
             {len(item.records) for item in measured},
-            {item.cell.config.training.steps for item in measured},
+            {steps for item in measured for steps in item.steps},
         )
     )
     counts = f"{runs[0]} to {runs[-1]} runs" if len(runs) > 1 else f"{runs[0]} {'run' if runs == [1] else 'runs'}"

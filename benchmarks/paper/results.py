@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.data import DataError
 from benchmarks.paper.experiments import Cell, Experiment, with_seed, with_steps
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.runs import Record, finished, lengths
+from benchmarks.paper.runs import Record, RunConfig, finished, lengths
 from benchmarks.report import print_table
 
 NO_DEVIATION = "-"  # of a single run, or of a method that is not measured here
@@ -24,6 +24,11 @@ class Measured:
 
     cell: Cell
     records: tuple[Record, ...]
+
+    @property
+    def steps(self) -> list[int]:
+        """How many each run took, without repetition."""
+        return sorted({record.config.training.steps for record in self.records})
 
     @property
     def errors_percent(self) -> list[float]:
@@ -44,26 +49,22 @@ class Finding:
 def measure(experiment: Experiment, settings: Settings, runs: Path) -> list[Measured]:
     """The finished runs of every cell. Raises `DataError` where no cell has one.
 
-    Without a number of steps in ``settings``, a cell that has none of the usual length takes those that are there: of
-    the longest that most seeds have.
+    Without a number of steps in ``settings``, a seed that has none of the usual length takes the longest that is there.
     """
-    measured = [_measured(cell, settings, runs) for cell in experiment.cells]
-    if settings.steps is None:
-        others = sorted(lengths(runs), reverse=True)
-        measured = [item if item.records else _longest(item.cell, others, settings, runs) for item in measured]
+    others = sorted(lengths(runs), reverse=True) if settings.steps is None else []
+    measured = []
+    for cell in experiment.cells:
+        tried = [cell.config, *(with_steps(cell.config, steps) for steps in others)]
+        records = [_first_finished(tried, seed, runs) for seed in settings.seeds]
+        measured.append(Measured(cell, tuple(record for record in records if record is not None)))
     if not any(item.records for item in measured):
         raise DataError(f"{runs}: no training of {experiment.name} with these options is finished")
     return [item for item in measured if item.records]
 
 
-def _measured(cell: Cell, settings: Settings, runs: Path) -> Measured:
-    records = [finished(with_seed(cell.config, seed), runs) for seed in settings.seeds]
-    return Measured(cell, tuple(record for record in records if record is not None))
-
-
-def _longest(cell: Cell, steps: Sequence[int], settings: Settings, runs: Path) -> Measured:
-    tried = [_measured(replace(cell, config=with_steps(cell.config, count)), settings, runs) for count in steps]
-    return max([Measured(cell, ()), *tried], key=lambda item: len(item.records))  # the first of equals
+def _first_finished(configs: Iterable[RunConfig], seed: int, runs: Path) -> Record | None:
+    found = (finished(with_seed(config, seed), runs) for config in configs)
+    return next((record for record in found if record is not None), None)
 
 
 def median(values: Sequence[float]) -> str:
@@ -100,7 +101,7 @@ def report(experiment: Experiment, measured: Sequence[Measured], findings: Seque
                 median(errors),
                 deviation(errors),
                 str(len(errors)),
-                f"{cell.config.training.steps:,}",
+                " and ".join(f"{steps:,}" for steps in item.steps),
                 f"{seconds:.0f}",
             ]
         )
@@ -165,6 +166,7 @@ def save_curves_csv(path: Path, measured: Iterable[Measured]) -> None:
 def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
     errors, records, config = measured.errors_percent, measured.records, measured.cell.config
     associates = config.unlabelled != 0
+    every = [record.config.training.steps for record in records]
     return {
         "experiment": experiment.name,
         "quantity": "test error, %",
@@ -179,7 +181,7 @@ def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
         "labelled_images": records[0].sizes["labelled"],
         "unlabelled_images": records[0].sizes["unlabelled"],
         "test_images": records[0].sizes["test"],
-        "steps": config.training.steps,
+        "steps": " ".join(str(steps) for steps in (measured.steps if len(measured.steps) == 1 else every)),
         "learning_rate": config.training.learning_rate.initial,
         "walker_weight": config.training.walker.final if associates else "",
         "visit_weight": config.training.visit.final if associates else "",
