@@ -162,7 +162,26 @@ def steps_done(config: RunConfig, runs: Path) -> int:
 
 def check(config: RunConfig) -> None:
     """Raises `DataError` where the data of ``config`` cannot be read or have too few samples."""
-    _batches(config, samples(config))
+    make_batches(config, samples(config))
+
+
+def make_batches(config: RunConfig, drawn: Samples) -> Batches:
+    """What the run of ``config`` draws from its samples. Raises `DataError` where they fill no batch."""
+    unlabelled = None
+    if config.unlabelled != 0:
+        generator = random_stream(config.seed, Stream.UNLABELLED)
+        unlabelled = UnlabelledBatches(drawn.unlabelled, config.unlabelled_batch, generator, drawn.chosen)
+    labelled = LabelledBatches(
+        drawn.train,
+        drawn.labelled,
+        config.labelled_per_class_in_batch,
+        random_stream(config.seed, Stream.LABELLED),
+    )
+    if config.augmentation is None:
+        return Batches(labelled, unlabelled, config.device)
+    streams = (Stream.AUGMENTATION, Stream.UNLABELLED_AUGMENTATION)
+    generators = [random_stream(config.seed, stream) for stream in streams]
+    return Batches(labelled, unlabelled, config.device, AUGMENTATIONS[config.augmentation](), generators)
 
 
 def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) -> None:
@@ -173,7 +192,7 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     folder = runs / config.key
     about = environment(torch.device(config.device))
     drawn = samples(config)
-    batches = _batches(config, drawn)
+    batches = make_batches(config, drawn)
     network = initial_network(config, runs).to(config.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -204,24 +223,6 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
 def _without_later_defaults(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Runs keep the names that they had before these fields were added."""
     return dict(field for field in fields if field not in LATER_DEFAULTS)
-
-
-def _batches(config: RunConfig, drawn: Samples) -> Batches:
-    unlabelled = None
-    if config.unlabelled != 0:
-        generator = random_stream(config.seed, Stream.UNLABELLED)
-        unlabelled = UnlabelledBatches(drawn.unlabelled, config.unlabelled_batch, generator, drawn.chosen)
-    labelled = LabelledBatches(
-        drawn.train,
-        drawn.labelled,
-        config.labelled_per_class_in_batch,
-        random_stream(config.seed, Stream.LABELLED),
-    )
-    if config.augmentation is None:
-        return Batches(labelled, unlabelled, config.device)
-    streams = (Stream.AUGMENTATION, Stream.UNLABELLED_AUGMENTATION)
-    generators = [random_stream(config.seed, stream) for stream in streams]
-    return Batches(labelled, unlabelled, config.device, AUGMENTATIONS[config.augmentation](), generators)
 
 
 def _random_network(config: RunConfig) -> AssociationNetwork:
