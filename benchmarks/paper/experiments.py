@@ -69,7 +69,7 @@ class Experiment:
     """A table or figure of the paper, how its groups and series are called, and what has to be said beside it.
 
     ``comparable``: whether the task is the paper's, so that its numbers belong into the picture. ``others``: what the
-    paper compares with.
+    paper compares with. ``linear``: whether the picture is about differences of errors, not about their ratios.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Experiment:
     remarks: tuple[str, ...]
     comparable: bool = False
     others: tuple[Other, ...] = ()
+    linear: bool = False
 
     def configs(self, settings: Settings) -> list[RunConfig]:
         """Every training of the experiment, for each of the seeds."""
@@ -224,6 +225,7 @@ def table5(settings: Settings) -> Experiment:
         tuple(remarks),
         comparable=comparable,
         others=_others(SVHN_TO_MNIST_OTHERS),
+        linear=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,7 +24,8 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 GREY = "0.25"
 STYLES = ((VERMILION, "s", "--"), (BLUE, "o", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))  # colour, marker, line
 CODES = (("s", "--", 8), ("o", "-", 4))  # marker, line, size in points: curves that coincide shall both be seen
-LANE_INCHES = 0.45
+LANE_INCHES = 0.5
+TITLE_WIDTH = 76  # letters
 LOGARITHMIC_FROM = 8  # largest error over smallest
 
 
@@ -34,15 +36,16 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     figure, axes = _new_figure(width=max(8.0, 1.5 + LANE_INCHES * len(groups) * (len(series) + 1)))
     errors = [error for item in measured for error in item.errors_percent]
     papers = [_paper(item) for item in measured] if experiment.comparable else []
-    _error_axis(axes, [*errors, *(paper for paper in papers if paper is not None)])
+    _error_axis(axes, [*errors, *(paper for paper in papers if paper is not None)], linear=experiment.linear)
+    lane = 1 / (len(series) + 1)
     for item in measured:
         index = series.index(item.cell.series)
         colour, marker, _ = STYLES[index % len(STYLES)]
-        place = groups.index(item.cell.group) + (index - (len(series) - 1) / 2) / (len(series) + 1)
+        place = groups.index(item.cell.group) + (index - (len(series) - 1) / 2) * lane
         runs, middle = item.errors_percent, statistics.median(item.errors_percent)
         axes.plot(place, middle, color=colour, marker=marker, markersize=8, linestyle="none")
         if len(runs) > 1:
-            axes.scatter([place] * len(runs), runs, s=14, color="white", edgecolors=colour, zorder=3)
+            axes.scatter([place + lane / 3] * len(runs), runs, s=14, color="white", edgecolors=colour, zorder=3)
         # The numbers stand outside of all marks of their lane, the paper's on its side of the median.
         paper = _paper(item) if experiment.comparable else None
         up = paper is None or paper < middle
@@ -59,14 +62,11 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xlabel(experiment.group_name)
+    handles = _lane_handles(series, several=any(len(item.records) > 1 for item in measured), paper=any(papers))
     axes.legend(
-        handles=_lane_handles(series, several=any(len(item.records) > 1 for item in measured), paper=any(papers)),
-        title=experiment.series_name,
-        frameon=False,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
+        handles=handles, title=experiment.series_name, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
     )
-    axes.set_title(_title(experiment, measured), fontsize=11)
+    axes.set_title(f"{_title(experiment, measured)}; numbers are medians", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
@@ -170,14 +170,15 @@ def _new_figure(width: float = 8.0) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _error_axis(axes: Axes, errors: Sequence[float]) -> None:
-    """Logarithmic where errors lie far apart, else from 0."""
-    if min(errors) > 0 and max(errors) / min(errors) > LOGARITHMIC_FROM:
+def _error_axis(axes: Axes, errors: Sequence[float], *, linear: bool = False) -> None:
+    """Logarithmic where errors lie far apart and ratios matter, else from 0; with room for numbers at the ends."""
+    if not linear and min(errors) > 0 and max(errors) / min(errors) > LOGARITHMIC_FROM:
         axes.set_yscale("log")
         axes.set_ylabel("test error (% of the test images, logarithmic)")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(min(errors) / 1.3, 1.5 * max(errors))
     else:
         axes.set_ylabel("test error (% of the test images)")
         axes.set_ylim(0, 1.15 * max(*errors, 1.0))
@@ -193,4 +194,4 @@ def _title(experiment: Experiment, measured: Sequence[Measured]) -> str:
     )
     counts = f"{runs[0]} to {runs[-1]} runs" if len(runs) > 1 else f"{runs[0]} {'run' if runs == [1] else 'runs'}"
     lengths = f"{steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"{steps[0]:,}"
-    return f"{experiment.title}\n{counts} each, {lengths} training steps; numbers are medians"
+    return f"{fill(experiment.title, TITLE_WIDTH)}\n{counts} each, {lengths} training steps"
