@@ -60,7 +60,7 @@ def _figure2(path: Path, configs: Sequence[RunConfig], runs: Path) -> list[Findi
         walks["before"].append(associate(initial_network(config, runs), *shown))
         walks["after"].append(associate(trained_network(config, runs), *shown))
     shown = _shown(samples(configs[0]))
-    after = f"After {configs[0].training.steps:,} training steps with association"
+    after = f"After {configs[0].training.steps:,} training steps with association (seed {configs[0].seed})"
     save_association_graph(path, *shown, {"Before training": walks["before"][0], after: walks["after"][0]})
     return [
         Finding(
