@@ -178,7 +178,7 @@ def _error_axis(axes: Axes, errors: Sequence[float], *, linear: bool = False) ->
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(min(errors) / 1.3, 1.5 * max(errors))
+        axes.set_ylim(min(errors) / 1.5, 1.5 * max(errors))
     else:
         axes.set_ylabel("test error (% of the test images)")
         axes.set_ylim(0, 1.15 * max(*errors, 1.0))
