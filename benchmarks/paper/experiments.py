@@ -218,7 +218,7 @@ def table5(settings: Settings) -> Experiment:
         remarks += [SECTION_4_6_REMARK] if settings.data else []
     return Experiment(
         "table5",
-        f"Table 5: domain adaptation, {pair}, error on the test set of the target",
+        f"Table 5: domain adaptation, {pair}, error on the target's test set",
         "training",
         "source to target",
         tuple(cells),

@@ -62,11 +62,12 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xlabel(experiment.group_name)
-    handles = _lane_handles(series, several=any(len(item.records) > 1 for item in measured), paper=any(papers))
+    several = any(len(item.records) > 1 for item in measured)
+    handles = _lane_handles(series, several=several, paper=any(papers))
     axes.legend(
         handles=handles, title=experiment.series_name, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
     )
-    axes.set_title(f"{_title(experiment, measured)}; numbers are medians", fontsize=11)
+    axes.set_title(_title(experiment, measured) + several * "; numbers are medians", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
