@@ -36,7 +36,8 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     figure, axes = _new_figure(width=max(8.0, 1.5 + LANE_INCHES * len(groups) * (len(series) + 1)))
     errors = [error for item in measured for error in item.errors_percent]
     papers = [_paper(item) for item in measured] if experiment.comparable else []
-    _error_axis(axes, [*errors, *(paper for paper in papers if paper is not None)], linear=experiment.linear)
+    errors += [paper for paper in papers if paper is not None]
+    _error_axis(axes, errors, linear=experiment.linear)
     lane = 1 / (len(series) + 1)
     for item in measured:
         index = series.index(item.cell.series)

@@ -60,7 +60,7 @@ STL10 = "19"
 FIGURE3 = "0.96"
 
 COVERED_REMARK = "in brackets: how much of the gap from source only to target only is closed"
-OTHERS_REMARK = "rows without a number here are of other methods, with the errors that the paper gives for them"
+OTHERS_REMARK = "rows without a number here show what the paper has for other methods, or for SVHN"
 VISIT_WEIGHT_REMARK = (
     "the paper's numbers are medians of the least error throughout a training, on the full MNIST: they stand beside "
     "the same here, the least of {tests} tests of a training. Without labels for testing one gets the error at the end"

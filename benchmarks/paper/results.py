@@ -138,7 +138,7 @@ def save_csv(
     rows += [
         {
             "experiment": experiment.name,
-            "quantity": "test error of another method, %",
+            "quantity": "the paper's of another method or data set, %",
             experiment.group_name: other.group,
             experiment.series_name: other.method,
             "paper": other.paper,

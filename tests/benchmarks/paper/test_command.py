@@ -80,7 +80,7 @@ OTHERS = {"table1": 4, "table2": 12, "table4": 4, "table5": 6}
 QUICK = ["--quick", "--quiet"]
 
 
-ANOTHER_METHOD = "test error of another method, %"
+ANOTHER_METHOD = "the paper's of another method or data set, %"
 GAP = "gap from source only to target only that adaptation closes, %"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
