@@ -265,6 +265,13 @@ def test_errors_are_the_experiments() -> None:
     assert f"{medians} % here" in text
 
 
+def test_full_mnist_errors_are_the_experiments() -> None:
+    rows = read_results("mnist_full/table1.csv")
+    median = {row["training"]: row["median"] for row in rows if row["labelled digits"] == "100"}
+    text = sentences(FRONT)
+    assert f"{median['with association']} % with the loss (the paper: 0.89), {median['labels only']} % without" in text
+
+
 def test_mnist_errors_are_the_commands() -> None:
     record = (RESULTS / "mnist" / "results.json").read_text(encoding="utf-8")
     last = []

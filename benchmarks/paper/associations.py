@@ -22,10 +22,12 @@ from benchmarks.paper.networks import AssociationNetwork
 from benchmarks.paper.plots import BLUE, VERMILION
 from benchmarks.paper.training import embed
 
-SHOWN_UNLABELLED_PER_CLASS = 2
+SHOWN_LABELLED_PER_CLASS = SHOWN_UNLABELLED_PER_CLASS = 2
 
 LEFT, MIDDLE, RIGHT = 0.0, 1.0, 2.0  # columns of the association graph
-HALF_WIDTH = {LEFT: 0.078, MIDDLE: 0.055, RIGHT: 0.078}  # of a digit in its frame: lines end there
+FEW_IMAGES = 10  # in a column: up to so many are drawn large
+ZOOM = {True: 1.25, False: 0.85}  # by whether there are few
+HALF_WIDTH = {True: 0.078, False: 0.055}  # of a digit in its frame: lines end there
 MINIMUM_LINE_WIDTH, MAXIMUM_LINE_WIDTH = 0.4, 6.0  # points, of steps of probability 0 and 1
 LEGEND_PROBABILITIES = (1.0, 0.5, 0.1)
 
@@ -70,7 +72,7 @@ def save_association_graph(
     for column, (title, associations) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), column)
         axes.set_title(
-            f"{title}\n{associations.correct_percent:.0f} % of the round trips end on the digit they started from",
+            f"{title}\n{associations.correct_percent:.0f} % of the round trips end in the class they started from",
             fontsize=13,
             pad=28,
         )
@@ -91,14 +93,14 @@ def _draw_walk(axes: Axes, images_a: Pixels, images_b: Pixels, associations: Ass
     _draw_steps(axes, (MIDDLE, RIGHT), heights_b, heights_a, associations.p_ba, same_class.T)
 
     columns = (
-        (LEFT, heights_a, images_a, 1.25, "labelled"),
-        (MIDDLE, heights_b, images_b, 0.85, "unlabelled"),
-        (RIGHT, heights_a, images_a, 1.25, "labelled"),
+        (LEFT, heights_a, images_a, "labelled"),
+        (MIDDLE, heights_b, images_b, "unlabelled"),
+        (RIGHT, heights_a, images_a, "labelled"),
     )
-    for x, heights, images, zoom, name in columns:
+    for x, heights, images, name in columns:
         axes.text(x, 1.02, name, ha="center", va="bottom", fontsize=12, fontweight="bold")
         for y, image in zip(heights, images, strict=True):
-            thumbnail = OffsetImage(image, zoom=zoom, cmap="gray_r")
+            thumbnail = OffsetImage(image, zoom=ZOOM[len(images) <= FEW_IMAGES], cmap="gray_r")
             axes.add_artist(AnnotationBbox(thumbnail, (x, y), pad=0.1, bboxprops={"edgecolor": "0.6"}))
     for x, step in ((0.5, r"step out $p^{ab}\ \longrightarrow$"), (1.5, r"step back $p^{ba}\ \longrightarrow$")):
         axes.text(x, 1.02, step, ha="center", va="bottom", fontsize=11, color="0.3")
@@ -115,7 +117,10 @@ def _draw_steps(
     probability: FloatArray,
     same_class: npt.NDArray[np.bool_],
 ) -> None:
-    start, end = columns[0] + HALF_WIDTH[columns[0]], columns[1] - HALF_WIDTH[columns[1]]
+    start, end = (
+        x + sign * HALF_WIDTH[len(heights) <= FEW_IMAGES]
+        for x, sign, heights in zip(columns, (1, -1), (heights_from, heights_to), strict=True)
+    )
     order = np.argsort(probability, axis=None)  # the likeliest on top
     rows, cols = np.unravel_index(order, probability.shape)
     segments = [[(start, heights_from[i]), (end, heights_to[j])] for i, j in zip(rows, cols, strict=True)]

@@ -33,8 +33,8 @@ def save_confusion(path: Path, title: str, labelled: Images, test: Images, predi
     _draw_matrix(middle, confusion_matrix(test.labels, predictions, classes))
     wrong = (predictions != test.labels).nonzero().squeeze(1)
     _draw_wrong(right, test[wrong[:MAXIMUM_SHOWN]], predictions[wrong[:MAXIMUM_SHOWN]])
-    shown = f", {MAXIMUM_SHOWN} of them shown" if len(wrong) > MAXIMUM_SHOWN else ""
-    right.set_title(f"{len(wrong):,} of {len(test):,} test images classified wrongly{shown}\n(true class → predicted)")
+    shown = f"the first {MAXIMUM_SHOWN} of them, " if len(wrong) > MAXIMUM_SHOWN else ""
+    right.set_title(f"{len(wrong):,} of {len(test):,} test images classified wrongly\n({shown}true class → predicted)")
     figure.suptitle(title, fontsize=14, fontweight="bold")
     figure.savefig(path, dpi=110)
 

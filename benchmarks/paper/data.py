@@ -23,6 +23,7 @@ __all__ = [
     "read_sklearn_digits",
     "read_stl10",
     "read_svhn",
+    "read_usps",
     "resize",
     "to_channels",
 ]
@@ -107,6 +108,16 @@ def read_stl10(folder: Path) -> Dataset:
     return Dataset("STL-10", CLASSES, train, test, unlabelled)
 
 
+def read_usps(folder: Path) -> Dataset:
+    """USPS [N, 1, 16, 16] from usps.bz2 (training) and usps.t.bz2 (test) in ``folder``.
+
+    Raises `DataError` naming the file that is missing, damaged or inconsistent.
+    """
+    readers.require_folder(folder)
+    train, test = (_usps_part(folder / name) for name in ("usps.bz2", "usps.t.bz2"))
+    return Dataset("USPS", CLASSES, train, test)
+
+
 def read_sklearn_digits() -> Dataset:
     """The 1,797 digits [N, 1, 8, 8] inside scikit-learn, their values 0 to 16 scaled to 0 to 255.
 
@@ -163,6 +174,11 @@ def _read_embedded_mnist() -> Dataset:
 def _svhn_part(path: Path) -> Images:
     images, labels = readers.read_svhn_part(path)
     return Images(torch.from_numpy(images), _labels(labels) % 10)  # the label 10 is the digit 0
+
+
+def _usps_part(path: Path) -> Images:
+    images, labels = readers.read_usps_part(path)
+    return _grey(images, labels - 1)
 
 
 def _stl10_part(folder: Path, part: str) -> Images:

@@ -1,49 +1,75 @@
-"""The experiments of the paper as lists of trainings: Tables 1, 3, 4 and 5, STL-10, Figures 2 to 4; learning curves."""
+"""The experiments of the paper as lists of trainings: Tables 1 to 5, STL-10, Figures 2 to 4; learning curves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from benchmarks.paper import plans
 from benchmarks.paper.data import DataError
 from benchmarks.paper.plans import Settings
 from benchmarks.paper.reported import (
+    COVERED_REMARK,
+    FIGURE2_REMARK,
     FIGURE3,
     FIGURE3_REMARK,
     MNIST,
+    MNIST_OTHERS,
     MNIST_REMARK,
     NO_SUCH_NUMBER,
+    OTHER_PAIR_REMARK,
+    OTHERS_REMARK,
+    SECTION_4_6_REMARK,
     STL10,
     STL10_REMARK,
     SVHN,
+    SVHN_OTHERS,
     SVHN_TO_MNIST,
+    SVHN_TO_MNIST_OTHERS,
     SVHN_TO_MNIST_REMARK,
     SVHN_TO_MNIST_START_REMARK,
     VISIT_WEIGHT,
+    VISIT_WEIGHT_OTHERS,
     VISIT_WEIGHT_REMARK,
 )
 from benchmarks.paper.runs import RunConfig
 
 LABELS_ONLY, ASSOCIATION = "labels only", "with association"
 FASTASSOC, EAGER = "fastassoc", "eager PyTorch"
+FIGURE2_PER_CLASS = 2
+LEAST, FINAL = "least during training", "at the end"
+NAMES = {"mnist": "MNIST", "svhn": "SVHN", "usps": "USPS", "digits": "scikit-learn digits"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: the group and series it stands in, its training without the seed, what the paper has."""
+    """One number of a table: the group and series it stands in, its training without the seed, what the paper has.
+
+    ``least``: the number is the least test error throughout the training, not that at the end.
+    """
 
     group: str
     series: str
     config: RunConfig
     paper: str = NO_SUCH_NUMBER
+    least: bool = False
+
+
+@dataclass(frozen=True)
+class Other:
+    """The error of another ``method`` in the paper, in the same group as those that are measured."""
+
+    group: str
+    method: str
+    paper: str
 
 
 @dataclass(frozen=True)
 class Experiment:
     """A table or figure of the paper, how its groups and series are called, and what has to be said beside it.
 
-    ``ordered``: whether the groups are steps of one quantity, so that a line may join them.
+    ``comparable``: whether the task is the paper's, so that its numbers belong into the picture. ``others``: what the
+    paper compares with. ``linear``: whether the picture is about differences of errors, not about their ratios.
     """
 
     name: str
@@ -52,7 +78,9 @@ class Experiment:
     series_name: str
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...]
-    ordered: bool = True
+    comparable: bool = False
+    others: tuple[Other, ...] = ()
+    linear: bool = False
 
     def configs(self, settings: Settings) -> list[RunConfig]:
         """Every training of the experiment, for each of the seeds."""
@@ -62,6 +90,12 @@ class Experiment:
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
     """``config`` and the runs it starts from with ``seed``."""
     return replace(config, seed=seed, start=config.start and with_seed(config.start, seed))
+
+
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """``config`` and the runs it starts from in ``steps`` steps."""
+    start = config.start and with_steps(config.start, steps)
+    return replace(config, training=config.training.scaled(steps), start=start)
 
 
 def table1(settings: Settings) -> Experiment:
@@ -84,7 +118,31 @@ def table1(settings: Settings) -> Experiment:
         "labelled digits",
         "training",
         tuple(cells),
-        (MNIST_REMARK,),
+        (MNIST_REMARK, OTHERS_REMARK),
+        comparable=settings.data is not None,
+        others=_others(MNIST_OTHERS),
+    )
+
+
+def table2(settings: Settings) -> Experiment:
+    """SVHN with 500, 1,000 and 2,000 labels, with association: the last column of Table 3 beside other methods."""
+    if settings.data is None:
+        raise DataError("SVHN is not embedded; give the folder with its published files with --data DIR")
+    base = plans.svhn(settings)
+    counts = (2,) if settings.quick else (50, 100, 200)
+    cells = [
+        Cell(_labels(count), ASSOCIATION, replace(base, labels_per_class=count), SVHN[_labels(count)]["all"])
+        for count in counts
+    ]
+    return Experiment(
+        "table2",
+        "Table 2: SVHN, test error by the number of labelled images",
+        "labelled images",
+        "training",
+        tuple(cells),
+        (OTHERS_REMARK,),
+        comparable=True,
+        others=_others(SVHN_OTHERS),
     )
 
 
@@ -119,50 +177,55 @@ def table3(settings: Settings) -> Experiment:
         f"unlabelled {what}",
         tuple(cells),
         tuple(remarks),
+        comparable=settings.data is not None,
     )
 
 
 def table4(settings: Settings) -> Experiment:
-    """The weight of the visit loss, with 100 labels."""
-    base = plans.mnist(settings)
+    """The weight of the visit loss, with 1,000 labels: the least error during training (the paper's) and the last."""
+    base = replace(plans.mnist(settings), labels_per_class=100)
     weights = (0.0, 1.0) if settings.quick else (0.0, 0.25, 0.5, 1.0)
-    cells = [
-        Cell(f"{weight:g}", "100 labels", _with_visit(base, weight), VISIT_WEIGHT[f"{weight:g}"]) for weight in weights
-    ]
+    cells = []
+    for weight in weights:
+        config, name = _with_visit(base, weight), f"{weight:g}"
+        cells += [Cell(name, LEAST, config, VISIT_WEIGHT[name], least=True), Cell(name, FINAL, config)]
+    tests = base.training.steps // base.training.eval_every + 1  # the first is before training
     return Experiment(
         "table4",
-        f"Table 4: {_mnist_name(settings)}, test error by the weight of the visit loss",
+        f"Table 4: {_mnist_name(settings)}, 1,000 labels, test error by the weight of the visit loss",
         "visit weight",
-        "labelled digits",
+        "test error",
         tuple(cells),
-        (VISIT_WEIGHT_REMARK,),
+        (VISIT_WEIGHT_REMARK.format(tests=tests), OTHERS_REMARK),
+        comparable=settings.data is not None,
+        others=_others(VISIT_WEIGHT_OTHERS),
     )
 
 
 def table5(settings: Settings) -> Experiment:
     """Domain adaptation: labels of the source only, images of the target only."""
-    embedded = settings.data is None
-    pair = "scikit-learn digits to MNIST-5k" if embedded else "SVHN to MNIST"
+    names = plans.domain_pair(settings)
+    pair = " to ".join(NAMES[name] for name in names) + ("-5k" if settings.data is None else "")
     cells = [
         Cell(group, pair, config, SVHN_TO_MNIST[group]) for group, config in plans.domain_adaptation(settings).items()
     ]
-    remarks = [SVHN_TO_MNIST_REMARK]
-    if embedded:
-        side = plans.DIGITS_SIDE
-        remarks.append(
-            "the paper's numbers are of SVHN to MNIST: another task; here both sets are brought to "
-            f"{side}x{side} pixels"
-        )
+    comparable = names == ("svhn", "mnist")
+    remarks = [COVERED_REMARK, OTHERS_REMARK]
+    if comparable:
+        remarks += [SVHN_TO_MNIST_REMARK, SVHN_TO_MNIST_START_REMARK]
     else:
-        remarks.append(SVHN_TO_MNIST_START_REMARK)
+        remarks += [OTHER_PAIR_REMARK, f"both data sets are brought to {plans.DIGITS_SIDE}x{plans.DIGITS_SIDE} pixels"]
+        remarks += [SECTION_4_6_REMARK] if settings.data else []
     return Experiment(
         "table5",
-        f"Table 5: domain adaptation, {pair}, error on the test set of the target",
+        f"Table 5: domain adaptation, {pair}, error on the target's test set",
         "training",
         "source to target",
         tuple(cells),
         tuple(remarks),
-        ordered=False,
+        comparable=comparable,
+        others=_others(SVHN_TO_MNIST_OTHERS),
+        linear=True,
     )
 
 
@@ -206,8 +269,16 @@ def curves(settings: Settings) -> Experiment:
 
 
 def figure2(settings: Settings) -> Experiment:
-    """Associations before and after training, with 100 labels."""
-    return _picture_of_mnist(settings, "figure2", "Figure 2: associations before and after training")
+    """Associations before and after training, with two labels of each class."""
+    config = replace(plans.mnist(settings), labels_per_class=FIGURE2_PER_CLASS)
+    return Experiment(
+        "figure2",
+        f"Figure 2: associations before and after training, {_mnist_name(settings)}",
+        "labelled digits",
+        "training",
+        (Cell(_labels(FIGURE2_PER_CLASS), ASSOCIATION, config),),
+        (FIGURE2_REMARK,),
+    )
 
 
 def figure3(settings: Settings) -> Experiment:
@@ -216,8 +287,8 @@ def figure3(settings: Settings) -> Experiment:
 
 
 def figure4(settings: Settings) -> Experiment:
-    """Nearest neighbours: STL-10, or embedded MNIST-5k."""
-    if settings.data is None:
+    """Nearest neighbours: STL-10, MNIST with ``--source mnist``, or embedded MNIST-5k."""
+    if settings.data is None or settings.source == "mnist":
         return _picture_of_mnist(settings, "figure4", "Figure 4: nearest neighbours by cosine similarity")
     base = plans.stl10(settings)
     return Experiment(
@@ -232,6 +303,7 @@ def figure4(settings: Settings) -> Experiment:
 
 EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
     "table1": table1,
+    "table2": table2,
     "table3": table3,
     "table4": table4,
     "table5": table5,
@@ -241,13 +313,17 @@ EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
     "stl10": stl10,
     "curves": curves,
 }
-EMBEDDED = tuple(name for name in EXPERIMENTS if name != "stl10")
+EMBEDDED = tuple(name for name in EXPERIMENTS if name not in ("table2", "stl10"))
 
 
 def _picture_of_mnist(settings: Settings, name: str, title: str) -> Experiment:
     cell = Cell("100", ASSOCIATION, plans.mnist(settings), FIGURE3 if name == "figure3" else NO_SUCH_NUMBER)
     remarks = (FIGURE3_REMARK, MNIST_REMARK) if name == "figure3" else (MNIST_REMARK,)
     return Experiment(name, f"{title}, {_mnist_name(settings)}", "labelled digits", "training", (cell,), remarks)
+
+
+def _others(errors: Mapping[str, Mapping[str, str]]) -> tuple[Other, ...]:
+    return tuple(Other(group, method, error) for method, row in errors.items() for group, error in row.items())
 
 
 def _with_visit(config: RunConfig, weight: float) -> RunConfig:

@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.paper.associations import SHOWN_UNLABELLED_PER_CLASS, Associations, associate, save_association_graph
+from benchmarks.paper.associations import (
+    SHOWN_LABELLED_PER_CLASS,
+    SHOWN_UNLABELLED_PER_CLASS,
+    Associations,
+    associate,
+    save_association_graph,
+)
 from benchmarks.paper.confusion import labelled_images, save_confusion
 from benchmarks.paper.data import DataError, Images
 from benchmarks.paper.experiments import Experiment
@@ -44,7 +50,7 @@ def draw(path: Path, experiment: Experiment, measured: Sequence[Measured], runs:
         save_learning_curves(path, experiment, measured)
         return _differences(measured)
     save_errors(path, experiment, measured)
-    return []
+    return _gap_closed(measured) if experiment.name == "table5" else []
 
 
 def _figure2(path: Path, configs: Sequence[RunConfig], runs: Path) -> list[Finding]:
@@ -54,7 +60,7 @@ def _figure2(path: Path, configs: Sequence[RunConfig], runs: Path) -> list[Findi
         walks["before"].append(associate(initial_network(config, runs), *shown))
         walks["after"].append(associate(trained_network(config, runs), *shown))
     shown = _shown(samples(configs[0]))
-    after = f"After {configs[0].training.steps:,} training steps with association"
+    after = f"After {configs[0].training.steps:,} training steps with association (seed {configs[0].seed})"
     save_association_graph(path, *shown, {"Before training": walks["before"][0], after: walks["after"][0]})
     return [
         Finding(
@@ -88,6 +94,20 @@ def _figure4(path: Path, title: str, configs: Sequence[RunConfig], runs: Path) -
     return [Finding(f"{name}, before training, %", tuple(before)), Finding(f"{name}, after, %", tuple(after))]
 
 
+def _gap_closed(measured: Sequence[Measured]) -> list[Finding]:
+    """How far the adapted network gets from the error of the source's to that of the target's, where all are there."""
+    errors = {
+        item.cell.group: dict(zip([r.config.seed for r in item.records], item.errors_percent, strict=True))
+        for item in measured
+    }
+    if len(errors) < len(("source only", "adapted", "target only")):
+        return []
+    source, adapted, target = errors["source only"], errors["adapted"], errors["target only"]
+    seeds = [seed for seed in adapted if seed in source and seed in target and source[seed] != target[seed]]
+    closed = tuple(100 * (source[seed] - adapted[seed]) / (source[seed] - target[seed]) for seed in seeds)
+    return [Finding("gap from source only to target only that adaptation closes, %", closed)] if closed else []
+
+
 def _differences(measured: Sequence[Measured]) -> list[Finding]:
     first, second = measured
     pairs = list(zip(first.records, second.records, strict=True))
@@ -104,7 +124,7 @@ def _differences(measured: Sequence[Measured]) -> list[Finding]:
 
 
 def _shown(drawn: Samples) -> tuple[Images, Images]:
-    """The first labelled image of each class, and the first of each class of the training set that carry no label."""
+    """The first labelled images of each class, and the first of each class of the training set that carry no label."""
     carry = torch.zeros(len(drawn.train), dtype=torch.bool)
     carry[torch.cat(drawn.labelled)] = True
     others: list[Tensor] = []
@@ -114,4 +134,5 @@ def _shown(drawn: Samples) -> tuple[Images, Images]:
         if len(unlabelled) == 0:
             raise DataError(f"class {label} has no training image without a label, which Figure 2 shows")
         others.append(unlabelled[:SHOWN_UNLABELLED_PER_CLASS])
-    return drawn.train[torch.stack([indices[0] for indices in drawn.labelled])], drawn.train[torch.cat(others)]
+    labelled = torch.cat([indices[:SHOWN_LABELLED_PER_CLASS] for indices in drawn.labelled])
+    return drawn.train[labelled], drawn.train[torch.cat(others)]

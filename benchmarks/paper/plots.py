@@ -5,74 +5,97 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.paper.experiments import Experiment
+from benchmarks.paper.reported import NO_SUCH_NUMBER
 from benchmarks.paper.results import Measured
 from benchmarks.paper.training import Curve
 
 # Of Okabe and Ito's palette, which all common forms of colour vision tell apart.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GREY = "0.25"
 STYLES = ((VERMILION, "s", "--"), (BLUE, "o", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))  # colour, marker, line
-CURVE_WIDTHS = (5.0, 1.8)  # points: curves that coincide shall both be seen
+CODES = (("s", "--", 8), ("o", "-", 4))  # marker, line, size in points: curves that coincide shall both be seen
+LANE_INCHES = 0.5
+TITLE_WIDTH = 76  # letters
 LOGARITHMIC_FROM = 8  # largest error over smallest
 
 
 def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]) -> None:
-    """The median error of every group, a line for each series, with a dot for each run."""
+    """The error of every group: each series has a lane of its own with its median, its runs and the paper's number."""
     groups = list(dict.fromkeys(item.cell.group for item in measured))
     series = list(dict.fromkeys(item.cell.series for item in measured))
-    figure, axes = _new_figure()
-    for index, name in enumerate(series):
-        colour, marker, line = STYLES[index % len(STYLES)]
-        if not experiment.ordered:
-            line = "none"
-        offset = 0.0 if len(series) == 1 else 0.12 * (index - (len(series) - 1) / 2)
-        mine = [item for item in measured if item.cell.series == name]
-        places = [groups.index(item.cell.group) + offset for item in mine]
-        medians = [statistics.median(item.errors_percent) for item in mine]
-        axes.plot(places, medians, color=colour, marker=marker, linestyle=line, markersize=7, linewidth=1.5, label=name)
-        for place, item, middle in zip(places, mine, medians, strict=True):
-            axes.scatter([place] * len(item.records), item.errors_percent, s=14, color=colour, alpha=0.45, zorder=3)
-            # Beside its marker, away from those of the other series.
-            side = "center" if offset == 0 and len(series) > 1 else "right" if offset < 0 else "left"
-            shift = {"left": (8, 3), "center": (0, 9), "right": (-8, 3)}[side]
-            number = axes.annotate(
-                f"{middle:.1f}", (place, middle), shift, textcoords="offset points", ha=side, color=colour, fontsize=9
-            )
-            # Legible where a line passes behind it.
-            number.set_path_effects([withStroke(linewidth=3, foreground="white")])
-            number.set_zorder(2.5)  # over lines, under dots
-    _error_axis(axes, [error for item in measured for error in item.errors_percent])
+    figure, axes = _new_figure(width=max(8.0, 1.5 + LANE_INCHES * len(groups) * (len(series) + 1)))
+    errors = [error for item in measured for error in item.errors_percent]
+    papers = [_paper(item) for item in measured] if experiment.comparable else []
+    errors += [paper for paper in papers if paper is not None]
+    _error_axis(axes, errors, linear=experiment.linear)
+    lane = 1 / (len(series) + 1)
+    for item in measured:
+        index = series.index(item.cell.series)
+        colour, marker, _ = STYLES[index % len(STYLES)]
+        place = groups.index(item.cell.group) + (index - (len(series) - 1) / 2) * lane
+        runs, middle = item.errors_percent, statistics.median(item.errors_percent)
+        axes.plot(place, middle, color=colour, marker=marker, markersize=8, linestyle="none")
+        if len(runs) > 1:
+            axes.scatter([place + lane / 3] * len(runs), runs, s=14, color="white", edgecolors=colour, zorder=3)
+        # The numbers stand outside of all marks of their lane, the paper's on its side of the median.
+        paper = _paper(item) if experiment.comparable else None
+        up = paper is None or paper < middle
+        end = max(runs) if up else min(runs)
+        _number(axes, f"{middle:{_digits(errors)}}", (place, end), up=up, color=colour, fontweight="bold")
+        if paper is not None:
+            axes.plot(place, paper, color=GREY, marker="_", markersize=16, markeredgewidth=2, linestyle="none")
+            end = min(paper, *runs) if up else max(paper, *runs)
+            _number(axes, f"{paper:{_digits(errors)}}", (place, end), up=not up, color=GREY)
+    for border in range(1, len(groups)):
+        axes.axvline(border - 0.5, color="0.85", linewidth=0.8)
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", length=0)
     axes.set_xticks(range(len(groups)), groups)
-    axes.set_xlim(-0.4, len(groups) - 0.6)
+    axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xlabel(experiment.group_name)
-    axes.legend(title=experiment.series_name, frameon=False)
-    axes.set_title(f"{_title(experiment, measured)}\nlarge: medians, small: each run", fontsize=11)
+    several = any(len(item.records) > 1 for item in measured)
+    handles = _lane_handles(series, several=several, paper=any(papers))
+    axes.legend(
+        handles=handles, title=experiment.series_name, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+    )
+    axes.set_title(_title(experiment, measured) + several * "; numbers are medians", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
 def save_learning_curves(path: Path, experiment: Experiment, measured: Sequence[Measured]) -> None:
-    """The error over the steps of every run, as thin lines, and their median, with markers."""
+    """The error over the steps of every run, from the start: a colour for each seed, a line for each code."""
     figure, axes = _new_figure()
     errors = []
-    for item, (colour, marker, line), width in zip(measured, STYLES, CURVE_WIDTHS, strict=False):
-        steps = item.records[0].curve.steps[1:]  # without the start, far above all that follows
-        runs = [record.curve.test_error_percent[1:] for record in item.records]
-        middle = [statistics.median(values) for values in zip(*runs, strict=True)]
-        for run in runs:
-            axes.plot(steps, run, color=colour, linestyle=line, linewidth=0.8, alpha=0.6)
-        final = f"{item.cell.series}: median of {len(runs)} seeds, {middle[-1]:.2f} % at the end"
-        axes.plot(steps, middle, color=colour, marker=marker, linewidth=width, markersize=2 * width, label=final)
-        errors += [error for run in runs for error in run]
+    for item, (marker, line, size) in zip(measured, CODES, strict=False):
+        for record, (colour, _, _) in zip(item.records, STYLES, strict=False):
+            curve = record.curve
+            fill = colour if line == "-" else "none"
+            name = f"{item.cell.series}, seed {record.config.seed}: {record.error_percent:.2f} % at the end"
+            axes.plot(
+                curve.steps,
+                curve.test_error_percent,
+                color=colour,
+                marker=marker,
+                markersize=size,
+                markerfacecolor=fill,
+                linestyle=line,
+                linewidth=1.4,
+                label=name,
+            )
+            errors += curve.test_error_percent
     _error_axis(axes, errors)
     axes.set_xlabel("training steps")
-    axes.legend(frameon=False, title="thin lines: each seed")
+    axes.legend(frameon=False)
     axes.set_title(_title(experiment, measured), fontsize=11)
     figure.savefig(path, dpi=150)
 
@@ -112,8 +135,36 @@ def save_error_curves(path: Path, curves: Mapping[str, Curve], subtitle: str) ->
     figure.savefig(path, dpi=150)
 
 
-def _new_figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 5), layout="constrained")
+def _number(axes: Axes, text: str, point: tuple[float, float], *, up: bool, **style: Any) -> None:
+    """``text`` above or below ``point``."""
+    shift, side = ((0, 8), "bottom") if up else ((0, -8), "top")
+    axes.annotate(text, point, shift, textcoords="offset points", ha="center", va=side, fontsize=9, **style)
+
+
+def _lane_handles(series: Sequence[str], *, several: bool, paper: bool) -> list[Line2D]:
+    marks: list[tuple[str, str, dict[str, Any]]] = [
+        (name, colour, {"marker": marker, "markersize": 8})
+        for name, (colour, marker, _) in zip(series, STYLES, strict=False)
+    ]
+    if several:
+        marks.append(("each run", GREY, {"marker": "o", "markerfacecolor": "white", "markersize": 4}))
+    if paper:
+        marks.append(("the paper", GREY, {"marker": "_", "markersize": 14, "markeredgewidth": 2}))
+    return [Line2D([], [], color=colour, linestyle="none", label=name, **style) for name, colour, style in marks]
+
+
+def _paper(item: Measured) -> float | None:
+    """The paper's number without what stands in brackets."""
+    paper = item.cell.paper
+    return None if paper == NO_SUCH_NUMBER else float(paper.split(" ")[0])
+
+
+def _digits(errors: Sequence[float]) -> str:
+    return ".1f" if min(errors) >= 1 else ".2f"
+
+
+def _new_figure(width: float = 8.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
@@ -121,20 +172,28 @@ def _new_figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _error_axis(axes: Axes, errors: Sequence[float]) -> None:
-    """Logarithmic where errors lie far apart, else from 0."""
-    if min(errors) > 0 and max(errors) / min(errors) > LOGARITHMIC_FROM:
+def _error_axis(axes: Axes, errors: Sequence[float], *, linear: bool = False) -> None:
+    """Logarithmic where errors lie far apart and ratios matter, else from 0; with room for numbers at the ends."""
+    if not linear and min(errors) > 0 and max(errors) / min(errors) > LOGARITHMIC_FROM:
         axes.set_yscale("log")
         axes.set_ylabel("test error (% of the test images, logarithmic)")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(min(errors) / 1.5, 1.5 * max(errors))
     else:
         axes.set_ylabel("test error (% of the test images)")
         axes.set_ylim(0, 1.15 * max(*errors, 1.0))
 
 
 def _title(experiment: Experiment, measured: Sequence[Measured]) -> str:
-    runs = len(measured[0].records)
-    steps = sorted({item.cell.config.training.steps for item in measured})
-    return f"{experiment.title}\n{runs} {'run' if runs == 1 else 'runs'} each, {steps[-1]:,} training steps"
+    runs, steps = (
+        sorted(values)
+        for values in (
+            {len(item.records) for item in measured},
+            {steps for item in measured for steps in item.steps},
+        )
+    )
+    counts = f"{runs[0]} to {runs[-1]} runs" if len(runs) > 1 else f"{runs[0]} {'run' if runs == [1] else 'runs'}"
+    lengths = f"{steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"{steps[0]:,}"
+    return f"{fill(experiment.title, TITLE_WIDTH)}\n{counts} each, {lengths} training steps"

@@ -1,7 +1,8 @@
-"""The published file formats of MNIST (IDX), SVHN format 2 (MATLAB) and STL-10 (raw binary), read and checked."""
+"""The published file formats of MNIST (IDX), SVHN (MATLAB), STL-10 (raw binary), USPS (LIBSVM), read and checked."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib
 import math
@@ -19,6 +20,7 @@ UInt8Array = npt.NDArray[np.uint8]
 MNIST_SIDE = 28
 SVHN_SIDE = 32
 STL10_SIDE = 96
+USPS_SIDE = 16
 COLOURS = 3
 
 IDX_UNSIGNED_BYTE = 0x08  # third byte of the magic number; the fourth is the number of dimensions
@@ -153,6 +155,36 @@ def read_stl10_part(folder: Path, part: str) -> tuple[UInt8Array, UInt8Array]:
     return images, labels
 
 
+def read_usps_part(path: Path) -> tuple[UInt8Array, UInt8Array]:
+    """Images [N, 16, 16], 0 to 255, and labels [N], 1 to 10 where 1 is the digit 0, of a file of USPS.
+
+    The file is text, compressed by bzip2. Each line is an image in the form of LIBSVM: its label, then ``index:value``
+    for the indices 1 to 256, row by row, with values from -1 to 1. Raises `DataError` naming the file.
+    """
+    _require_file(path)
+    try:
+        lines = bz2.decompress(path.read_bytes()).decode("ascii").splitlines()
+    except (OSError, ValueError) as error:  # also of a file that ends too early or is no text
+        raise DataError(f"{path}: not a complete bzip2 file of text ({error})") from error
+    pixels = USPS_SIDE * USPS_SIDE
+    rows = [line.replace(":", " ").split() for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 1 + 2 * pixels:
+            raise DataError(f"{path}: line {number} is not a label and {pixels} pairs index:value")
+    try:
+        numbers = np.array(rows, np.float64).reshape(-1, 1 + 2 * pixels)
+    except ValueError as error:
+        raise DataError(f"{path}: holds what is not a number ({error})") from error
+    labels, indices, values = numbers[:, 0], numbers[:, 1::2], numbers[:, 2::2]
+    _check_labels(path, labels, 1, 10)
+    if (indices != np.arange(1, pixels + 1)).any():
+        raise DataError(f"{path}: the indices of a line are not 1 to {pixels} in this order")
+    if not (np.abs(values) <= 1).all():
+        raise DataError(f"{path}: holds a value that is not from -1 to 1")
+    images = np.rint((values + 1) * 127.5).astype(np.uint8)
+    return images.reshape(-1, USPS_SIDE, USPS_SIDE), labels.astype(np.uint8)
+
+
 def import_or_explain(module: str, use: str) -> Any:
     """The ``module``, or `DataError` that says, after ``use``, how to install it."""
     try:
@@ -197,4 +229,4 @@ def _check_labels(path: Path, labels: npt.NDArray[Any], lowest: int, highest: in
         raise DataError(f"{path}: holds no labels")
     wrong = labels[~np.isin(labels, np.arange(lowest, highest + 1))]
     if len(wrong):
-        raise DataError(f"{path}: holds the label {wrong[0]}, expected {lowest} to {highest}")
+        raise DataError(f"{path}: holds the label {wrong[0]:g}, expected {lowest} to {highest}")

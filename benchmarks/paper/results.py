@@ -9,24 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.experiments import Cell, Experiment, with_seed
+from benchmarks.paper.data import DataError
+from benchmarks.paper.experiments import Cell, Experiment, with_seed, with_steps
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.runs import Record, finished
+from benchmarks.paper.runs import Record, RunConfig, finished, lengths
 from benchmarks.report import print_table
 
-NO_DEVIATION = "-"  # of a single run
+NO_DEVIATION = "-"  # of a single run, or of a method that is not measured here
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell of a table with its finished runs, one for each seed."""
+    """A cell of a table with its finished runs, at most one for each seed."""
 
     cell: Cell
     records: tuple[Record, ...]
 
     @property
+    def steps(self) -> list[int]:
+        """How many each run took, without repetition."""
+        return sorted({record.config.training.steps for record in self.records})
+
+    @property
     def errors_percent(self) -> list[float]:
-        """The final test error of each run."""
+        """The test error of each run: the last, or the least where the cell asks for that."""
+        if self.cell.least:
+            return [min(record.curve.test_error_percent) for record in self.records]
         return [record.error_percent for record in self.records]
 
 
@@ -39,13 +47,24 @@ class Finding:
 
 
 def measure(experiment: Experiment, settings: Settings, runs: Path) -> list[Measured]:
-    """The finished runs of every cell."""
+    """The finished runs of every cell. Raises `DataError` where no cell has one.
+
+    Without a number of steps in ``settings``, a seed that has none of the usual length takes the longest that is there.
+    """
+    others = sorted(lengths(runs), reverse=True) if settings.steps is None else []
     measured = []
     for cell in experiment.cells:
-        records = [finished(with_seed(cell.config, seed), runs) for seed in settings.seeds]
-        assert None not in records, "measured before every training was finished"
+        tried = [cell.config, *(with_steps(cell.config, steps) for steps in others)]
+        records = [_first_finished(tried, seed, runs) for seed in settings.seeds]
         measured.append(Measured(cell, tuple(record for record in records if record is not None)))
-    return measured
+    if not any(item.records for item in measured):
+        raise DataError(f"{runs}: no training of {experiment.name} with these options is finished")
+    return [item for item in measured if item.records]
+
+
+def _first_finished(configs: Iterable[RunConfig], seed: int, runs: Path) -> Record | None:
+    found = (finished(with_seed(config, seed), runs) for config in configs)
+    return next((record for record in found if record is not None), None)
 
 
 def median(values: Sequence[float]) -> str:
@@ -82,10 +101,12 @@ def report(experiment: Experiment, measured: Sequence[Measured], findings: Seque
                 median(errors),
                 deviation(errors),
                 str(len(errors)),
-                f"{cell.config.training.steps:,}",
+                " and ".join(f"{steps:,}" for steps in item.steps),
                 f"{seconds:.0f}",
             ]
         )
+    unknown = [NO_DEVIATION] * (len(head) - 3)
+    lines += [[other.group, other.method, other.paper, *unknown] for other in experiment.others]
     print_table(experiment.title, head, lines)
     if findings:
         rows = [[item.name, median(item.values), deviation(item.values)] for item in findings]
@@ -98,7 +119,7 @@ def report(experiment: Experiment, measured: Sequence[Measured], findings: Seque
 def save_csv(
     path: Path, experiment: Experiment, measured: Sequence[Measured], findings: Sequence[Finding] = ()
 ) -> None:
-    """One row for each cell, then one for each finding, with what the numbers depend on."""
+    """One row for each cell, one for each finding, with what the numbers depend on; then the paper's other methods."""
     rows = [_row(experiment, item) for item in measured]
     for finding in findings:
         common = {key: rows[0][key] for key in _provenance(measured[0].records)}
@@ -114,6 +135,16 @@ def save_csv(
                 **common,
             }
         )
+    rows += [
+        {
+            "experiment": experiment.name,
+            "quantity": "the paper's of another method or data set, %",
+            experiment.group_name: other.group,
+            experiment.series_name: other.method,
+            "paper": other.paper,
+        }
+        for other in experiment.others
+    ]
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=fields, lineterminator="\n", restval="")
@@ -135,6 +166,7 @@ def save_curves_csv(path: Path, measured: Iterable[Measured]) -> None:
 def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
     errors, records, config = measured.errors_percent, measured.records, measured.cell.config
     associates = config.unlabelled != 0
+    every = [record.config.training.steps for record in records]
     return {
         "experiment": experiment.name,
         "quantity": "test error, %",
@@ -149,11 +181,12 @@ def _row(experiment: Experiment, measured: Measured) -> dict[str, Any]:
         "labelled_images": records[0].sizes["labelled"],
         "unlabelled_images": records[0].sizes["unlabelled"],
         "test_images": records[0].sizes["test"],
-        "steps": config.training.steps,
+        "steps": " ".join(str(steps) for steps in (measured.steps if len(measured.steps) == 1 else every)),
         "learning_rate": config.training.learning_rate.initial,
         "walker_weight": config.training.walker.final if associates else "",
         "visit_weight": config.training.visit.final if associates else "",
         "loss": config.training.loss if associates else "",
+        "precision": config.training.precision,
         "seconds_a_run": f"{statistics.median(record.seconds for record in records):.1f}",
         **_provenance(records),
     }

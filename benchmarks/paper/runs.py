@@ -38,6 +38,7 @@ from benchmarks.paper.sources import Source, load
 from benchmarks.paper.tensorboard import tensorboard_log
 from benchmarks.paper.training import Curve, Progress, TrainingOptions, save_whole, train
 
+LATER_DEFAULTS = (("files", None), ("precision", "float32"), ("unlabelled_of_source", False))
 AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {"svhn": SvhnAugmentation, "stl10": Stl10Augmentation}
 
 
@@ -46,8 +47,9 @@ class RunConfig:
     """Everything that the numbers of one training depend on, apart from the number of threads.
 
     ``labels_per_class`` and ``unlabelled``: how many samples there are of each kind; None: all, 0 unlabelled: labels
-    only. ``target``: the data set of the unlabelled and test images where it is another one. ``start``: the training
-    whose network is trained on. ``test_limit``: at most so many test images.
+    only. ``target``: the data set of the test images, and of the unlabelled ones but where ``unlabelled_of_source``,
+    if it is another one. ``start``: the training whose network is trained on. ``test_limit``: at most so many test
+    images.
     """
 
     source: Source
@@ -63,11 +65,12 @@ class RunConfig:
     test_limit: int | None = None
     seed: int = 0
     device: str = "cpu"
+    unlabelled_of_source: bool = False
 
     @property
     def key(self) -> str:
         """The name of the run's folder."""
-        content = json.dumps(asdict(self, dict_factory=_without_absent_files), sort_keys=True)
+        content = json.dumps(asdict(self, dict_factory=_without_later_defaults), sort_keys=True)
         return f"{self.source.name}-seed{self.seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -107,12 +110,13 @@ def samples(config: RunConfig) -> Samples:
         labelled = all_per_class(dataset.train.labels)
     else:
         labelled = list(choose_per_class(dataset.train.labels, config.labels_per_class, setup))
-    unlabelled = target.train.images if target.unlabelled is None else target.unlabelled
+    others = dataset if config.unlabelled_of_source else target
+    unlabelled = others.train.images if others.unlabelled is None else others.unlabelled
     chosen = None
     if config.unlabelled is not None:
         if config.unlabelled > len(unlabelled):
             raise DataError(
-                f"{target.name} has {len(unlabelled):,} unlabelled images where {config.unlabelled:,} are needed"
+                f"{others.name} has {len(unlabelled):,} unlabelled images where {config.unlabelled:,} are needed"
             )
         chosen = torch.randperm(len(unlabelled), generator=setup)[: config.unlabelled]
     return Samples(dataset.train, labelled, unlabelled, chosen, _limited(target, config.test_limit))
@@ -142,6 +146,12 @@ def finished(config: RunConfig, runs: Path) -> Record | None:
     return Record(config, content["environment"], content["sizes"], curve, content["seconds"])
 
 
+def lengths(runs: Path) -> set[int]:
+    """How many steps the finished runs in the folder ``runs`` took."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("*/run.json")]
+    return {record["config"]["training"]["steps"] for record in records}
+
+
 def steps_done(config: RunConfig, runs: Path) -> int:
     """How many steps the checkpoint of ``config`` has behind it; 0 where there is none."""
     checkpoint = runs / config.key / "checkpoint.pt"
@@ -152,7 +162,26 @@ def steps_done(config: RunConfig, runs: Path) -> int:
 
 def check(config: RunConfig) -> None:
     """Raises `DataError` where the data of ``config`` cannot be read or have too few samples."""
-    _batches(config, samples(config))
+    make_batches(config, samples(config))
+
+
+def make_batches(config: RunConfig, drawn: Samples) -> Batches:
+    """What the run of ``config`` draws from its samples. Raises `DataError` where they fill no batch."""
+    unlabelled = None
+    if config.unlabelled != 0:
+        generator = random_stream(config.seed, Stream.UNLABELLED)
+        unlabelled = UnlabelledBatches(drawn.unlabelled, config.unlabelled_batch, generator, drawn.chosen)
+    labelled = LabelledBatches(
+        drawn.train,
+        drawn.labelled,
+        config.labelled_per_class_in_batch,
+        random_stream(config.seed, Stream.LABELLED),
+    )
+    if config.augmentation is None:
+        return Batches(labelled, unlabelled, config.device)
+    streams = (Stream.AUGMENTATION, Stream.UNLABELLED_AUGMENTATION)
+    generators = [random_stream(config.seed, stream) for stream in streams]
+    return Batches(labelled, unlabelled, config.device, AUGMENTATIONS[config.augmentation](), generators)
 
 
 def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) -> None:
@@ -163,7 +192,7 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     folder = runs / config.key
     about = environment(torch.device(config.device))
     drawn = samples(config)
-    batches = _batches(config, drawn)
+    batches = make_batches(config, drawn)
     network = initial_network(config, runs).to(config.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -191,27 +220,9 @@ def execute(config: RunConfig, runs: Path, progress: Progress, *, resume: bool) 
     checkpoint.unlink(missing_ok=True)
 
 
-def _without_absent_files(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Embedded data have no files: their runs keep the names that they had before files were part of a source."""
-    return dict(field for field in fields if field != ("files", None))
-
-
-def _batches(config: RunConfig, drawn: Samples) -> Batches:
-    unlabelled = None
-    if config.unlabelled != 0:
-        generator = random_stream(config.seed, Stream.UNLABELLED)
-        unlabelled = UnlabelledBatches(drawn.unlabelled, config.unlabelled_batch, generator, drawn.chosen)
-    labelled = LabelledBatches(
-        drawn.train,
-        drawn.labelled,
-        config.labelled_per_class_in_batch,
-        random_stream(config.seed, Stream.LABELLED),
-    )
-    if config.augmentation is None:
-        return Batches(labelled, unlabelled, config.device)
-    streams = (Stream.AUGMENTATION, Stream.UNLABELLED_AUGMENTATION)
-    generators = [random_stream(config.seed, stream) for stream in streams]
-    return Batches(labelled, unlabelled, config.device, AUGMENTATIONS[config.augmentation](), generators)
+def _without_later_defaults(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Runs keep the names that they had before these fields were added."""
+    return dict(field for field in fields if field not in LATER_DEFAULTS)
 
 
 def _random_network(config: RunConfig) -> AssociationNetwork:

@@ -17,6 +17,7 @@ from benchmarks.paper.data import (
     read_sklearn_digits,
     read_stl10,
     read_svhn,
+    read_usps,
     resize,
     to_channels,
 )
@@ -41,6 +42,7 @@ FILES = {
     "mnist": ("train-*-ubyte*", "t10k-*-ubyte*"),
     "svhn": ("train_32x32.mat", "test_32x32.mat"),
     "stl10": ("*_X.bin", "*_y.bin"),
+    "usps": ("usps.bz2", "usps.t.bz2"),
 }
 
 
@@ -49,6 +51,7 @@ READERS: dict[str, Callable[[Path | None], Dataset]] = {
     "digits": lambda folder: read_sklearn_digits(),
     "svhn": lambda folder: read_svhn(_required(folder)),
     "stl10": lambda folder: read_stl10(_required(folder)),
+    "usps": lambda folder: read_usps(_required(folder)),
 }
 
 

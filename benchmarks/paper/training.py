@@ -26,6 +26,7 @@ from benchmarks.paper.schedules import LearningRate, Weight
 
 EVALUATION_BATCH = 500
 LOSSES = ("fastassoc", "eager")
+PRECISIONS = ("float32", "bf16")
 
 Progress = Callable[[dict[str, float]], None]
 ScalarLog = Callable[[int, dict[str, float]], None]
@@ -39,7 +40,8 @@ class DivergenceError(RuntimeError):
 class TrainingOptions:
     """How long and how fast to train, the weights of the two association losses (eq 5), and which code computes them.
 
-    ``loss``: "fastassoc", or "eager" for the plain PyTorch of `benchmarks.eager`.
+    ``loss``: "fastassoc", or "eager" for the plain PyTorch of `benchmarks.eager`. ``precision``: "float32", or "bf16"
+    for embeddings computed in bfloat16 while training; weights, losses and tests are in float32 with both.
     """
 
     steps: int
@@ -48,8 +50,11 @@ class TrainingOptions:
     visit: Weight
     eval_every: int
     loss: str = "fastassoc"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; expected one of {', '.join(LOSSES)}")
 
@@ -156,7 +161,9 @@ def batch_loss(
 
     The eager loss has its two parts only as their weighted sum, "association".
     """
-    a, b = _embed(network, labelled.images, unlabelled)
+    with torch.autocast(labelled.images.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+        a, b = _embed(network, labelled.images, unlabelled)
+    a, b = a.float(), None if b is None else b.float()
     classification = functional.cross_entropy(network.classifier(a), labelled.labels)
     loss = classification + network.l2_penalty()
     parts = {"classification": classification.item()}

@@ -43,9 +43,9 @@ def test_bytes_memory_and_times_are_printed_and_saved(
         assert -1.0 < float(row["resident_mib"]) < 64.0
     sent = [(int(row["forward_bytes"]), int(row["backward_bytes"]), int(row["collectives"])) for row in rows]
     half = N // 2
-    # Sizes and options, a and labels, row sums; a half of the round trips, rho and the visits' part, twice.
+    # Sizes and options, a and labels, row sums; a half of the round trips, rho and the visits' part, twice; both terms.
     part = 4 * -(-(N * N // CLASSES + N + 1) // 2)
-    mine = 7 * 8 + half * (4 * D + 8) + 2 * 8 * N + 2 * part, 4 * D * half, 6
+    mine = 7 * 8 + half * (4 * D + 8) + 2 * 8 * N + 2 * part + 2 * 4, 4 * D * half, 7
     gathered = 4 * D * (half + 40)
     assert sent == [(0, 0, 0), mine, (gathered + 8 * half, gathered, 5)]
     assert (tmp_path / "ranks.png").stat().st_size > 5000

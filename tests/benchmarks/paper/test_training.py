@@ -103,6 +103,7 @@ def test_schedules_scale_with_the_steps() -> None:
         (lambda: Weight(1.0, "cubic"), "unknown ramp 'cubic'; expected one of constant, linear, sigmoid"),
         (lambda: Weight(-1.0), "expected final >= 0"),
         (lambda: options(loss="slow"), "unknown loss 'slow'; expected one of fastassoc, eager"),
+        (lambda: options(precision="fp8"), "unknown precision 'fp8'; expected one of float32, bf16"),
     ],
 )
 def test_wrong_options_say_what_was_expected(make: Any, message: str) -> None:
@@ -213,6 +214,20 @@ def test_total_loss_is_the_sum_of_its_parts() -> None:
     eager, eager_parts = batch_loss(network, labelled, unlabelled, options(**ramped, loss="eager"), step=6)
     assert set(eager_parts) == {"classification", "association"}
     assert eager.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_bf16_rounds_embeddings_and_leaves_weights_and_losses_in_float32() -> None:
+    network = MnistNetwork(5, seeded(), side=8)
+    labelled, unlabelled = random_digits(10), random_digits(20).images
+    exact, rounded = (
+        batch_loss(network, labelled, unlabelled, options(precision=precision), 0)[0]
+        for precision in ("float32", "bf16")
+    )
+    assert rounded.dtype == torch.float32
+    assert rounded.item() != exact.item()
+    assert rounded.item() == pytest.approx(exact.item(), rel=8 * 2**-8)  # eight layers, each rounding to 8 bits
+    rounded.backward()
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in network.parameters())
 
 
 def test_batch_normalisation_sees_each_kind_of_images_alone() -> None:
