@@ -22,7 +22,7 @@ from benchmarks.paper.neighbours import NEIGHBOURS, nearest, save_neighbours
 from benchmarks.paper.plans import Settings
 from benchmarks.paper.plots import save_errors, save_learning_curves
 from benchmarks.paper.results import Finding, Measured
-from benchmarks.paper.runs import RunConfig, Samples, initial_network, samples, trained_network
+from benchmarks.paper.runs import Record, RunConfig, Samples, initial_network, samples, trained_network
 from benchmarks.paper.sources import load
 from benchmarks.paper.training import embed, predict
 
@@ -97,20 +97,31 @@ def _figure4(path: Path, title: str, configs: Sequence[RunConfig], runs: Path) -
 def _gap_closed(measured: Sequence[Measured]) -> list[Finding]:
     """How far the adapted network gets from the error of the source's to that of the target's, where all are there."""
     errors = {
-        item.cell.group: dict(zip([r.config.seed for r in item.records], item.errors_percent, strict=True))
+        item.cell.group: dict(zip(map(_seed_and_steps, item.records), item.errors_percent, strict=True))
         for item in measured
     }
-    if len(errors) < len(("source only", "adapted", "target only")):
+    if errors.keys() != {"source only", "adapted", "target only"}:
         return []
     source, adapted, target = errors["source only"], errors["adapted"], errors["target only"]
-    seeds = [seed for seed in adapted if seed in source and seed in target and source[seed] != target[seed]]
-    closed = tuple(100 * (source[seed] - adapted[seed]) / (source[seed] - target[seed]) for seed in seeds)
+    alike = [key for key in adapted if key in source and key in target and source[key] != target[key]]
+    closed = tuple(100 * (source[key] - adapted[key]) / (source[key] - target[key]) for key in alike)
     return [Finding("gap from source only to target only that adaptation closes, %", closed)] if closed else []
 
 
+def _seed_and_steps(record: Record) -> tuple[int, int]:
+    """What trainings that are compared one by one have in common."""
+    return record.config.seed, record.config.training.steps
+
+
 def _differences(measured: Sequence[Measured]) -> list[Finding]:
+    if len(measured) != 2:
+        # One of them has not been trained yet.
+        return []
     first, second = measured
-    pairs = list(zip(first.records, second.records, strict=True))
+    seconds = {_seed_and_steps(record): record for record in second.records}
+    pairs = [(a, seconds[key]) for a in first.records if (key := _seed_and_steps(a)) in seconds]
+    if not pairs:
+        return []
     final = tuple(b.error_percent - a.error_percent for a, b in pairs)
     largest = tuple(
         max(abs(y - x) for x, y in zip(a.curve.test_error_percent[1:], b.curve.test_error_percent[1:], strict=True))
