@@ -39,6 +39,7 @@ FASTASSOC, EAGER = "fastassoc", "eager PyTorch"
 FIGURE2_PER_CLASS = 2
 LEAST, FINAL = "least during training", "at the end"
 NAMES = {"mnist": "MNIST", "svhn": "SVHN", "usps": "USPS", "digits": "scikit-learn digits"}
+STL10_IS_MISSING = "STL-10 is not embedded; give the folder with its published binary files with --data DIR"
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def table5(settings: Settings) -> Experiment:
 def stl10(settings: Settings) -> Experiment:
     """Section 4.2: STL-10 with 100 labelled images per class."""
     if settings.data is None:
-        raise DataError("STL-10 is not embedded; give the folder with its published binary files with --data DIR")
+        raise DataError(STL10_IS_MISSING)
     base = plans.stl10(settings)
     cells = [
         Cell(f"{base.labels_per_class} per class", series, config, paper)
@@ -288,6 +289,8 @@ def figure3(settings: Settings) -> Experiment:
 
 def figure4(settings: Settings) -> Experiment:
     """Nearest neighbours: STL-10, MNIST with ``--source mnist``, or embedded MNIST-5k."""
+    if settings.data is None and settings.source == "stl10":
+        raise DataError(STL10_IS_MISSING)
     if settings.data is None or settings.source == "mnist":
         return _picture_of_mnist(settings, "figure4", "Figure 4: nearest neighbours by cosine similarity")
     base = plans.stl10(settings)

@@ -59,6 +59,8 @@ def test_svhn_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_stl10_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stl10", *QUICK, "--out", str(tmp_path)]) == 2
     assert "STL-10 is not embedded; give the folder" in capsys.readouterr().err
+    assert main(["figure4", *QUICK, "--source", "stl10", "--out", str(tmp_path)]) == 2
+    assert "STL-10 is not embedded; give the folder" in capsys.readouterr().err
     assert main(["stl10", *QUICK, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
 
