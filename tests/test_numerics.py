@@ -162,7 +162,7 @@ def test_merged_form_holds_within_its_range(spread: float, holds: bool) -> None:
     blocks = class_blocks(case.labels, torch.float32)
     assert blocks.order is not None
     problem = Problem(
-        case.a[blocks.order], case.b, None, None, 1.0, 1e-8, blocks, walker=True, visit=True, dtype=torch.float32
+        case.a[blocks.order], case.b, None, None, 1.0, 1e-8, blocks, True, True, torch.float32, len(case.b)
     )
     assert (sweeps.merged_walks(problem, True, sweeps.RowSums(None)) is not None) == holds
 
