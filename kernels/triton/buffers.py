@@ -1,7 +1,8 @@
 """The buffers that passes hand to one another: what the kernels and their host agree on, in full.
 
 *Acc* is the accumulation dtype: float64 for embeddings in float64, else float32. ``CLASS_ROWS`` slots are a class tile
-(`fastassoc.kernels.triton.layout`); "pairs" are pairs of class tiles; an "item" is a pair and a share of the columns.
+(`fastassoc.kernels.triton.layout`); "pairs" are pairs of class tiles; an "item" is a pair and a share of the columns,
+in the merged form only of pairs (I, K) with K >= I, which the others mirror.
 Columns are taken range by range, ``CHUNK`` of them, and what is said to be of a range is overwritten by the next.
 ``CHUNK`` is a multiple of every tile of columns; columns there are not have steps of 0. "Parts" of a number are
 bfloat16 numbers that add up to it (`fastassoc.kernels.triton.primitives.split`).
@@ -18,8 +19,10 @@ length; of ``slots`` and ``tiles`` that is their stride, ``SLOTS`` and ``TILES``
 - ``g`` [parts, pairs, CLASS_ROWS, CLASS_ROWS] in the dtype of the steps: ``G_ik there_i back_k``, 0 across classes,
   and in the merged form ``G_ki there_k back_i`` added. None without the walker or without a gradient.
 - ``kappa_parts`` [tiles, CHUNK] acc, of a range: shares of ``kappa``, at an upstream gradient of 1.
-- ``da_parts`` [shares, SLOTS, D] and ``dbias_a_parts`` [shares, SLOTS] acc: shares of ``da`` and ``dbias_a``, of all
-  ranges so far; ``db_parts`` and ``dbias_b_parts`` the same of a range, with CHUNK in the place of SLOTS.
+- ``da_parts`` [parts, CLASS_ROWS, D] and ``dbias_a_parts`` [parts, CLASS_ROWS] acc: what a program adds to ``da`` and
+  ``dbias_a`` of a class tile (`fastassoc.kernels.triton.shares.row_share`), of all ranges so far.
+- ``db_parts`` [shares, CHUNK, D] and ``dbias_b_parts`` [shares, CHUNK] acc: shares of ``db`` and ``dbias_b``, of a
+  range.
 - ``da`` [N, D] and ``db`` [M, D] in the dtype of the embeddings; ``dbias_a`` [N] and ``dbias_b`` [M] acc.
 """
 

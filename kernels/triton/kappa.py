@@ -16,7 +16,15 @@ from fastassoc.kernels.triton.buffers import (
 )
 from fastassoc.kernels.triton.forms import column_weight
 from fastassoc.kernels.triton.primitives import load_parts, load_rows, part_count, product, split, transposed
-from fastassoc.kernels.triton.steps import load_steps, load_values, merged_steps, slot_tile
+from fastassoc.kernels.triton.round_trips import column_shares
+from fastassoc.kernels.triton.steps import (
+    class_steps,
+    load_values,
+    merged_steps,
+    other_way,
+    recomputed_steps,
+    slot_tile,
+)
 
 
 @triton.jit
@@ -30,8 +38,9 @@ def load_g(g_ptr, pair, PAIRS, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr):
 
 @triton.jit
 def class_product(
-    steps, side, tables, tile, first, g_ptr, PAIRS, half, BACK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr,
+    a, b, steps, side, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, half,
+    BACK: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``sum_k g_ik x_kj`` or, if ``BACK``, ``sum_k g_ki x_kj`` for a side ``x`` of the steps: [BLOCK_M, BLOCK_N].
 
@@ -43,7 +52,10 @@ def class_product(
     count = tl.load(tables.tiles_ptr + CLASS_TILES * tables.TILES + tile)
     total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tables.weights_ptr.dtype.element_ty)
     for t in range(tl.where(half != 0, tile - first_tile, 0), count):
-        x = load_steps(steps, side, first_tile + t, first, BLOCK_M, BLOCK_N, PRODUCT)
+        x = class_steps(
+            a, b, steps, tables, side, first_tile + t, first, b_tile, D, scale,
+            WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+        )  # fmt: skip
         if BACK:
             # First pairs of the tiles of a class are as far apart as it has tiles.
             back = pair + (first_tile + t - tile) * count + tile - first_tile
@@ -56,44 +68,56 @@ def class_product(
 
 @triton.jit
 def kappa(
-    a, b, steps, tables, g_ptr, kappa_parts_ptr, D, scale: tl.float64, PAIRS,
-    SIDES: tl.constexpr, STORED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    a, b, steps, tables, g_ptr, kappa_parts_ptr, D, scale: tl.float64, PAIRS, ITEMS,
+    SIDES: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Shares of ``kappa_j = sum_i p_ab_ij U_ij = sum_i left_ij sum_k G_ik there_i back_k right_kj``.
 
-    In the merged form g counts both ways, and half of the sum is ``kappa``. A program owns a class tile and one of
-    num_programs(1) shares of the range. Fills ``kappa_parts``. Steps that are not ``STORED`` are computed
-    (`fastassoc.kernels.triton.steps`).
+    In the merged form g counts both ways, and half of the sum is ``kappa``. A program owns a class tile and a share of
+    the range. Fills ``kappa_parts``. ``WAY`` is that of the steps (`fastassoc.kernels.triton.steps`).
     """
-    tile = tl.program_id(0)
-    if tile >= tl.load(tables.counts_ptr + TILE_COUNT):
+    if WAY != "stored":  # noqa: SIM102
+        if other_way(tables, WAY):
+            return
+    tiles = tl.load(tables.counts_ptr + TILE_COUNT)
+    shares = column_shares(tiles, ITEMS, steps.CHUNK // BLOCK_M)
+    tile = tl.program_id(0) // shares
+    if tile >= tiles:
         return
     plain = 0
     if SIDES == 2:
         plain = tl.load(tables.counts_ptr + PLAIN)
     a_tile = None
     g = None
-    if not STORED:
+    if WAY == "computed":
         g = load_g(g_ptr, tile, PAIRS, BLOCK_N, PRODUCT)  # [BLOCK_N, BLOCK_N], symmetric
         a_tile = slot_tile(a, tables, tile, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
-    share = tl.cdiv(steps.CHUNK // BLOCK_M, tl.num_programs(1)) * BLOCK_M
-    start = tl.program_id(1) * share
+    share = tl.cdiv(steps.CHUNK // BLOCK_M, shares) * BLOCK_M
+    start = tl.program_id(0) % shares * share
     for first in range(start, tl.minimum(start + share, tl.minimum(steps.CHUNK, tables.M - steps.START)), BLOCK_M):
-        if STORED:
+        column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
+        b_tile = None  # [BLOCK_M, BLOCK_D]
+        if WAY != "stored":
+            b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)
+        if WAY != "computed":
             u = class_product(
-                steps, plain, tables, tile, first, g_ptr, PAIRS, 1 - plain, False, BLOCK_M, BLOCK_N, PRODUCT
-            )
-            left = load_values(steps, tile, first, u.dtype, BLOCK_M, BLOCK_N, PRODUCT)
+                a, b, steps, plain, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 1 - plain,
+                False, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # fmt: skip
+            if WAY == "stored":
+                left = load_values(steps, tile, first, u.dtype, BLOCK_M, BLOCK_N, PRODUCT)
+            else:
+                left = recomputed_steps(
+                    a, b, tables, 0, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
+                )
         else:
-            column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
-            b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
             left = merged_steps(
                 a, b, tables, tile, column, a_tile, b_tile, D, scale, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
             )
             u = product(split(left, PRODUCT), g, tl.zeros_like(left))
         total = tl.sum(left * u, 1)
-        if not STORED:
+        if WAY == "computed":
             # Every trip has been counted both ways.
             total *= 0.5
         offsets = tl.cast(tile, tl.int64) * steps.CHUNK + first + tl.arange(0, BLOCK_M)

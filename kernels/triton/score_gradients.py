@@ -17,7 +17,7 @@ from fastassoc.kernels.triton.buffers import (
 from fastassoc.kernels.triton.forms import column_weight, row_weight
 from fastassoc.kernels.triton.kappa import class_product
 from fastassoc.kernels.triton.primitives import joined, product, split
-from fastassoc.kernels.triton.steps import along, load_steps, load_values, merged_steps, store_steps
+from fastassoc.kernels.triton.steps import along, class_steps, load_values, merged_steps, recomputed_steps, store_steps
 
 
 @triton.jit
@@ -73,6 +73,49 @@ def merged_gradients(
 
 
 @triton.jit
+def class_gradients(
+    a, b, steps, tables, tile, first, b_tile, D, scale, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
+    SIDES: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """``ds_ij`` as `score_gradients` has it from steps that are "stored" or "recomputed", [BLOCK_M, BLOCK_N]."""
+    within = first + tl.arange(0, BLOCK_M)
+    column = (steps.START + within).to(tl.int64)
+    valid = column < tables.M
+    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    plain = 0
+    if SIDES == 2:
+        plain = tl.load(tables.counts_ptr + PLAIN)
+    u = None
+    if grad_walker_ptr is not None:
+        u = class_product(
+            a, b, steps, plain, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 0,
+            False, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+        )  # fmt: skip
+    if WAY == "stored":
+        left = load_values(steps, tile, first, tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, PRODUCT)
+    else:
+        left = recomputed_steps(a, b, tables, 0, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
+    x = left * of_left(
+        u, tables, slot, column, valid, within, steps.CHUNK, 1.0 - plain,
+        terms_ptr, grad_walker_ptr, grad_visit_ptr, False,
+    )  # fmt: skip
+    if SIDES == 2 and grad_walker_ptr is not None:  # noqa: SIM102
+        if plain != 0:
+            w = class_product(
+                a, b, steps, 0, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 0,
+                True, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # fmt: skip
+            w = tl.load(grad_walker_ptr) * w - tl.load(terms_ptr + OF_BACK * steps.CHUNK + within)[:, None]
+            right = class_steps(
+                a, b, steps, tables, 1, tile, first, b_tile, D, scale,
+                WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # fmt: skip
+            x += joined(right, w.dtype) * w
+    return x
+
+
+@triton.jit
 def score_gradients(
     steps, ds, tables, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
     SIDES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRODUCT: tl.constexpr,
@@ -90,34 +133,8 @@ def score_gradients(
     if tile >= tl.load(tables.counts_ptr + TILE_COUNT):
         return
     first = tl.program_id(0) * BLOCK_M
-    within = first + tl.arange(0, BLOCK_M)
-    column = (steps.START + within).to(tl.int64)
-    valid = column < tables.M
-    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    plain = 0
-    if SIDES == 2:
-        plain = tl.load(tables.counts_ptr + PLAIN)
-    u = None
-    if grad_walker_ptr is not None:
-        u = class_product(steps, plain, tables, tile, first, g_ptr, PAIRS, 0, False, BLOCK_M, BLOCK_N, PRODUCT)
-    left = load_values(steps, tile, first, tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, PRODUCT)
-    x = left * of_left(
-        u,
-        tables,
-        slot,
-        column,
-        valid,
-        within,
-        steps.CHUNK,
-        1.0 - plain,
-        terms_ptr,
-        grad_walker_ptr,
-        grad_visit_ptr,
-        False,
-    )
-    if SIDES == 2 and grad_walker_ptr is not None:  # noqa: SIM102
-        if plain != 0:
-            w = class_product(steps, 0, tables, tile, first, g_ptr, PAIRS, 0, True, BLOCK_M, BLOCK_N, PRODUCT)
-            w = tl.load(grad_walker_ptr) * w - tl.load(terms_ptr + OF_BACK * steps.CHUNK + within)[:, None]
-            x += joined(load_steps(steps, 1, tile, first, BLOCK_M, BLOCK_N, PRODUCT), w.dtype) * w
+    x = class_gradients(
+        None, None, steps, tables, tile, first, None, 0, 0.0, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
+        SIDES, "stored", BLOCK_N, BLOCK_M, BLOCK_N, PRODUCT, PRODUCT,
+    )  # fmt: skip
     store_steps(ds, 0, tile, first, x, BLOCK_M, BLOCK_N, PRODUCT)

@@ -1,14 +1,22 @@
 """Steps: computed where they are used, or from the workspace that a pass fills with those of a range of columns.
 
-A pass computes steps and gradients of scores (``STORED`` is false) where they are known to be in the merged form, every
-class to have one tile, and embeddings fit a tile: then what it needs of them is there in one product. Else a tile would
-need those of the others of its class, and compute them over and over.
+A pass takes them in one of three ways (``WAY``):
+
+- "computed": in the merged form, where every class has one tile and embeddings fit a tile. What a tile needs of steps
+  and of gradients of scores is there in one product.
+- "stored": in either form and for any classes, from the workspace. Else a tile would need the steps of the others of
+  its class, and compute them over and over.
+- "recomputed": in either form and for any classes, and so it does. It asks for no workspace, so that all columns are
+  one range of few launches, which for few rows is worth more.
+
+Where sizes of classes and the form have not been read back, a pass is launched both as "computed" and as "recomputed",
+and one of them returns at once.
 """
 
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.buffers import COLUMN_SHIFT, FACTOR, PLAIN, SHIFT, TILE_COUNT
+from fastassoc.kernels.triton.buffers import COLUMN_SHIFT, FACTOR, PAIR_COUNT, PLAIN, SHIFT, TILE_COUNT
 from fastassoc.kernels.triton.forms import column_weight, row_weight
 from fastassoc.kernels.triton.primitives import (
     joined,
@@ -75,6 +83,65 @@ def left_factor(s, tables, slot, column, valid, ROWS_FIRST: tl.constexpr):
 
 
 @triton.jit
+def factor(s, side, tables, slot, column, valid):
+    """``left_ij`` for side 0 and ``right_ij`` for side 1 of the form that is taken, [BLOCK_M, BLOCK_N].
+
+    The merged form has side 0 alone. 0 for no column, no row.
+    """
+    plain = tl.load(tables.counts_ptr + PLAIN) != 0
+    shift_i = row_weight(tables.weights_ptr, slot, SHIFT)
+    shift_j = column_weight(tables, column, valid, COLUMN_SHIFT, float("inf"))
+    factor_j = column_weight(tables, column, valid, FACTOR, 0.0)
+    # In the plain form either side has the normaliser of its own alone.
+    of_rows = plain & (side == 0)
+    shift_j = tl.where(of_rows & valid, 0.0, shift_j)
+    factor_j = tl.where(of_rows & valid, 1.0, factor_j)
+    shift_i = tl.where((side == 1) & (shift_i != float("inf")), 0.0, shift_i)
+    return tl.exp2(s - shift_i[None, :] - shift_j[:, None]) * factor_j[:, None]
+
+
+@triton.jit
+def other_way(tables, WAY: tl.constexpr):
+    """Whether a pass that may be launched in two ways is to leave its work to the other."""
+    tiles = tl.load(tables.counts_ptr + TILE_COUNT)
+    pairs = tl.load(tables.counts_ptr + PAIR_COUNT)
+    computed = (tl.load(tables.counts_ptr + PLAIN) == 0) & (tiles == pairs)
+    return computed if WAY == "recomputed" else computed == 0
+
+
+@triton.jit
+def recomputed_steps(
+    a, b, tables, side, tile, column, b_tile, D, scale,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`factor`, computed from whole rows of both embeddings."""
+    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+    a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+    valid = column < tables.M
+    s = scores(
+        b_tile, a_tile, b, a, column, valid, row, row_ok, D, scale,
+        tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_D, True, PRECISION,
+    )  # fmt: skip
+    return factor(s, side, tables, tile * BLOCK_N + tl.arange(0, BLOCK_N), column, valid)
+
+
+@triton.jit
+def class_steps(
+    a, b, steps, tables, side, tile, first, b_tile, D, scale,
+    WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """An operand [BLOCK_M, BLOCK_N], "stored" or "recomputed"."""
+    if WAY == "stored":
+        parts = load_steps(steps, side, tile, first, BLOCK_M, BLOCK_N, PRODUCT)
+    else:
+        column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
+        x = recomputed_steps(a, b, tables, side, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
+        parts = split(x, PRODUCT)
+    return parts
+
+
+@triton.jit
 def merged_steps(
     a, b, tables, tile, column, a_tile, b_tile, D, scale, ROWS_FIRST: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -132,18 +199,12 @@ def steps(
         ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,
     )  # [BLOCK_M, BLOCK_N]  # fmt: skip
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    plain = 0
-    if SIDES == 2:
-        plain = tl.load(tables.counts_ptr + PLAIN)
-    if plain == 0:
+    if SIDES == 1:
         left = left_factor(s, tables, slot, column, valid, False)
-        store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, PRODUCT)
-    elif SIDES == 2:
-        shift = row_weight(tables.weights_ptr, slot, SHIFT)
-        left = tl.where(valid[:, None], tl.exp2(s - shift[None, :]), 0.0)
-        store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, PRODUCT)
-        if WALKER:
-            shift_j = column_weight(tables, column, valid, COLUMN_SHIFT, float("inf"))
-            factor_j = column_weight(tables, column, valid, FACTOR, 0.0)
-            right = tl.where(row_ok[None, :], tl.exp2(s - shift_j[:, None]) * factor_j[:, None], 0.0)
+    else:
+        left = factor(s, 0, tables, slot, column, valid)
+    store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, PRODUCT)
+    if SIDES == 2 and WALKER:  # noqa: SIM102
+        if tl.load(tables.counts_ptr + PLAIN) != 0:
+            right = factor(s, 1, tables, slot, column, valid)
             store_steps(out, 1, tile, first, right, BLOCK_M, BLOCK_N, PRODUCT)

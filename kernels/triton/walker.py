@@ -12,7 +12,6 @@ from fastassoc.kernels.triton.buffers import (
     FIRST_TILE,
     KEPT,
     LOSS,
-    PAIR_COUNT,
     PLAIN,
     RHO_VISIT,
     RHO_WALKER,
@@ -23,7 +22,7 @@ from fastassoc.kernels.triton.buffers import (
 )
 from fastassoc.kernels.triton.forms import row_weight, set_row_weight
 from fastassoc.kernels.triton.primitives import joined, split, store_parts
-from fastassoc.kernels.triton.round_trips import column_shares
+from fastassoc.kernels.triton.round_trips import column_shares, first_trip, trip_count
 
 
 @triton.jit
@@ -58,8 +57,10 @@ def walker(
     row = tl.maximum(row, 0).to(tl.int64)
     there_i = row_weight(tables.weights_ptr, slot, THERE)
     back_i = row_weight(tables.weights_ptr, slot, BACK)
-    merged = tl.load(tables.counts_ptr + PLAIN) == 0
-    shares = column_shares(tl.load(tables.counts_ptr + PAIR_COUNT), ITEMS, COLUMN_TILES)
+    side = tl.load(tables.counts_ptr + PLAIN)
+    merged = side == 0
+    shares = column_shares(trip_count(tables, side), ITEMS, COLUMN_TILES)
+    first_of_all = first_trip(tables, tile, None, side)
     first_pair = tl.load(tables.tiles_ptr + FIRST_PAIR * tables.TILES + tile)
     first_tile = tl.load(tables.tiles_ptr + FIRST_TILE * tables.TILES + tile)
     count = tl.load(tables.tiles_ptr + CLASS_TILES * tables.TILES + tile)
@@ -72,9 +73,11 @@ def walker(
         rho = tl.zeros([BLOCK_N], dtype=ACC)
         for t in range(0, count):
             pair = (first_pair + t).to(tl.int64)
-            # Where they are symmetric, the pair (K, I) with K < I has none of its own (`round_trips`).
-            mirrored = merged & (first_tile + t < tile)
-            source = tl.where(mirrored, pair + (first_tile + t - tile) * (count - 1), pair)
+            # Where they are symmetric, the pair (I, K) with K < I has none of its own (`round_trips`).
+            tile_k = first_tile + t
+            mirrored = merged & (tile_k < tile)
+            source = first_of_all + tl.where(merged, tile_k - tile, t)
+            source = tl.where(mirrored, first_trip(tables, tile_k, None, side) + tile - tile_k, source).to(tl.int64)
             inner_n = tl.where(mirrored, offs_n, offs_n * CLASS_ROWS)
             inner_k = tl.where(mirrored, offs_k * CLASS_ROWS, offs_k)
             trips = tl.zeros([BLOCK_N, CLASS_ROWS], dtype=ACC)
@@ -84,7 +87,7 @@ def walker(
                 share_ok = (offs_s < shares)[:, None, None]
                 share = tl.load(trips_ptr + line[:, :, None] + inner_k[None, None, :], mask=share_ok, other=0.0)
                 trips += tl.sum(share, 0)
-            slot_k = (first_tile + t) * CLASS_ROWS + offs_k
+            slot_k = tile_k * CLASS_ROWS + offs_k
             there_k = row_weight(tables.weights_ptr, slot_k, THERE)
             back_k = row_weight(tables.weights_ptr, slot_k, BACK)
             same = ok[:, None] & (class_i[:, None] == tl.load(tables.slots_ptr + CLASS * SLOTS + slot_k)[None, :])
@@ -115,7 +118,7 @@ def walker(
     # 3. The rows' share of the visits.
     if rho_ptr is not None:
         total = tl.zeros([BLOCK_N], dtype=ACC)
-        item = (first_pair + tile - first_tile).to(tl.int64) * shares
+        item = (first_of_all + tl.where(merged, 0, tile - first_tile)).to(tl.int64) * shares
         for share in range(0, shares):
             total += tl.load(rho_ptr + (item + share) * CLASS_ROWS + offs_n, mask=ok, other=0.0)
         set_row_weight(tables.weights_ptr, slot, RHO_VISIT, total * there_i)

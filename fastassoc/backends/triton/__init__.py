@@ -2,10 +2,9 @@
 
 Small batches have passes of their own (`fastassoc.backends.triton.dense`). Of others columns are taken range by range,
 so that what has a number for every row and column stays within `fastassoc.backends.triton.plan.WORKSPACE_BYTES`, or is
-of 128 columns. Up to
-`fastassoc.backends.triton.plan.MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as buffers are as large as
-any classes could need; above, the numbers of class tiles and of their pairs, and the form of the steps, are read back,
-once.
+of 128 columns. Up to `fastassoc.backends.triton.plan.MAX_ROWS_WITHOUT_SYNC` rows nothing waits for the device, as
+buffers are as large as any classes could need, and the device chooses between launches where it matters; above, the
+numbers of class tiles and of their pairs, and the form of the steps, are read back, once.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastassoc.backends.protocol import Gradients, Needs
 from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.forward import store_steps
-from fastassoc.backends.triton.launch import launch
+from fastassoc.backends.triton.launch import OverRanges
 from fastassoc.backends.triton.plan import WAVES, Plan, Range, ceil_div
 from fastassoc.kernels.triton.buffers import TERM_FIELDS
 from fastassoc.kernels.triton.column_gradients import column_gradients
@@ -17,7 +17,7 @@ from fastassoc.kernels.triton.configs import MOST_COLUMNS
 from fastassoc.kernels.triton.kappa import column_terms, kappa
 from fastassoc.kernels.triton.row_gradients import row_gradients
 from fastassoc.kernels.triton.score_gradients import score_gradients
-from fastassoc.kernels.triton.shares import add_shares
+from fastassoc.kernels.triton.shares import add_column_shares, add_row_shares
 
 _SHARE_LINES, _SHARE_COLUMNS = 16, 128
 """Rows and columns of a gradient that one program adds up."""
@@ -40,6 +40,7 @@ class Backward:
     ) -> None:
         self.plan, self.buffers, self.sizes = plan, buffers, sizes
         self.a, self.b = plan.embeddings_a(), plan.embeddings_b()
+        self.launch = OverRanges()
         self.slots = sizes.tiles * plan.class_rows
         # Gradients of scores take the place of steps where no other tile needs these.
         separate = sizes.stored and grad_walker is not None and not sizes.one_tile
@@ -68,7 +69,7 @@ class Backward:
         db = ColumnGradients.allocate(self, needs[3]) if needs[1] or needs[3] else None
         for part in plan.ranges(self.slots, self.chunk, self.matrices, self.ds):
             if self.sizes.stored:
-                store_steps(plan, self.a, self.b, self.buffers, self.sizes, part.steps, part.columns)
+                store_steps(self.launch, plan, self.a, self.b, self.buffers, self.sizes, part.steps, part.columns)
             if self.kappa_parts is not None:
                 self._find_kappa(part)
             self._add_column_terms(part)
@@ -85,25 +86,27 @@ class Backward:
     def _find_kappa(self, part: Range) -> None:
         """``kappa_parts`` of a range."""
         plan, tile = self.plan, self.plan.config.kappa
-        shares = plan.shares(tile, self.sizes.tiles, part.columns, WAVES)
-        launch(
-            kappa,
-            (self.sizes.tiles, shares),
-            tile,
-            steps=part.steps,
-            tables=self.upstream["tables"],
-            g_ptr=self.upstream["g_ptr"],
-            kappa_parts_ptr=self.kappa_parts,
-            PAIRS=self.sizes.pairs,
-            SIDES=self.sizes.sides,
-            STORED=self.sizes.stored,
-            PRODUCT=plan.precision.others,
-            **plan.scores(tile, self.a, self.b, self.sizes.stored),
-        )
+        items = WAVES * plan.programs(tile)
+        for way in self.sizes.ways:
+            self.launch(
+                kappa,
+                (max(items, self.sizes.tiles),),
+                plan.config.tile("kappa", way),
+                steps=part.steps,
+                tables=self.upstream["tables"],
+                g_ptr=self.upstream["g_ptr"],
+                kappa_parts_ptr=self.kappa_parts,
+                PAIRS=self.sizes.pairs,
+                ITEMS=items,
+                SIDES=self.sizes.sides_of(way),
+                WAY=way,
+                PRODUCT=plan.precision.others,
+                **plan.scores(tile, self.a, self.b, self.sizes.stored),
+            )
 
     def _add_column_terms(self, part: Range) -> None:
         """``terms`` of a range."""
-        launch(
+        self.launch(
             column_terms,
             (part.columns // MOST_COLUMNS,),
             kappa_parts_ptr=self.kappa_parts,
@@ -117,7 +120,7 @@ class Backward:
     def _store_score_gradients(self, part: Range) -> None:
         """``ds`` of a range."""
         tile = self.plan.config.score_gradients
-        launch(
+        self.launch(
             score_gradients,
             (part.columns // tile.columns, self.sizes.tiles),
             tile,
@@ -131,67 +134,75 @@ class Backward:
 
     def _columns(self, part: Range, db: ColumnGradients) -> None:
         """``db`` and ``dbias_b`` of a range."""
-        plan, tile, shared = self.plan, self.plan.config.column_gradients, db.parts is not None
-        launch(
-            column_gradients,
-            (part.columns // tile.columns, db.depths, 1 if db.parts is None else db.parts.shape[0]),
-            tile,
-            ds=part.ds,
-            db_ptr=db.parts if shared else db.whole,
-            dbias_b_ptr=db.bias_parts if shared else db.bias,
-            STORED=self.sizes.stored,
-            WHOLE=not shared,
-            **self.upstream,
-            **plan.scores(tile, self.a, self.b, self.sizes.stored),
-        )
+        plan, shared = self.plan, db.parts is not None
+        for way in self.sizes.ways:
+            tile = plan.config.tile("column_gradients", way)
+            self.launch(
+                column_gradients,
+                (part.columns // tile.columns, db.depths, 1 if db.parts is None else db.parts.shape[0]),
+                tile,
+                ds=part.ds,
+                db_ptr=db.parts if shared else db.whole,
+                dbias_b_ptr=db.bias_parts if shared else db.bias,
+                WAY=way,
+                WHOLE=not shared,
+                **self.upstream,
+                **plan.scores(tile, self.a, self.b, self.sizes.stored),
+            )
         if db.parts is not None:
-            start = part.steps.START
-            self._add_shares(db.parts, db.bias_parts, db.whole, db.bias, part.columns, None, start, plan.m)
+            self._add_shares(
+                add_column_shares,
+                part.columns,
+                db.parts,
+                db.bias_parts,
+                db.whole,
+                db.bias,
+                LINES=self.chunk,
+                FIRST=part.steps.START,
+                END=plan.m,
+                SHARES=db.parts.shape[0],
+            )
 
     def _add_shares(
         self,
+        kernel: Any,
+        lines: int,
         parts: Tensor,
         bias_parts: Tensor | None,
         gradient: Tensor,
         bias: Tensor | None,
-        lines: int,
-        slots: Tensor | None,
-        first: int = 0,
-        end: int = 0,
+        **others: Any,
     ) -> None:
-        """Gradients from ``parts``, of their first ``lines``."""
-        launch(
-            add_shares,
+        """``lines`` of a gradient, and that of the biases, from ``parts``."""
+        self.launch(
+            kernel,
             (lines // _SHARE_LINES, ceil_div(self.plan.d, _SHARE_COLUMNS)),
             parts_ptr=parts,
             bias_parts_ptr=bias_parts,
-            slots_ptr=slots,
             gradient_ptr=gradient,
             bias_ptr=bias,
-            LINES=parts.shape[1],
             D=self.plan.d,
             scale=self.plan.inputs.scale,
-            SHARES=parts.shape[0],
             BLOCK_N=_SHARE_LINES,
             BLOCK_D=_SHARE_COLUMNS,
-            FIRST=first,
-            END=end,
+            **others,
         )
 
     def _row_gradients(self, da: RowParts, part: Range) -> None:
         """What a range gives to ``da`` and ``dbias_a``."""
         plan, tile = self.plan, self.plan.config.row_gradients
-        launch(
-            row_gradients,
-            (self.sizes.tiles, da.shares, da.depths),
-            tile,
-            ds=part.ds,
-            da_parts_ptr=da.parts,
-            dbias_a_parts_ptr=da.bias_parts,
-            STORED=self.sizes.stored,
-            **self.upstream,
-            **plan.scores(tile, self.a, self.b, self.sizes.stored),
-        )
+        for way in self.sizes.ways:
+            self.launch(
+                row_gradients,
+                (da.programs, da.depths),
+                plan.config.tile("row_gradients", way),
+                ds=part.ds,
+                da_parts_ptr=da.parts,
+                dbias_a_parts_ptr=da.bias_parts,
+                WAY=way,
+                **self.upstream,
+                **plan.scores(tile, self.a, self.b, self.sizes.stored),
+            )
 
     def _rows(self, da: RowParts) -> tuple[Tensor, Tensor | None]:
         """``da`` and ``dbias_a``, 0 for rows that take no part."""
@@ -200,29 +211,38 @@ class Backward:
         # Parts of a sum over ranks are not rounded yet.
         result = allocate(plan.n, plan.d, dtype=inputs.a.dtype if inputs.ranks is None else inputs.dtype)
         bias = None if da.bias_parts is None else allocate(plan.n, dtype=inputs.dtype)
-        self._add_shares(da.parts, da.bias_parts, result, bias, self.slots, self.buffers.slots)
+        self._add_shares(
+            add_row_shares,
+            self.slots,
+            da.parts,
+            da.bias_parts,
+            result,
+            bias,
+            slots_ptr=self.buffers.slots,
+            counts_ptr=self.buffers.counts,
+            COLUMN_TILES=self.chunk // plan.config.row_gradients.columns,
+            PROGRAMS=da.programs,
+            CLASS_ROWS=plan.class_rows,
+        )
         return result, bias
 
 
 class RowParts(NamedTuple):
-    """``da_parts`` and ``dbias_a_parts``."""
+    """``da_parts`` and ``dbias_a_parts``, and the programs that share the work of a range."""
 
     parts: Tensor
     bias_parts: Tensor | None
+    programs: int
     depths: int
-
-    @property
-    def shares(self) -> int:
-        """Shares of a range."""
-        return self.parts.shape[0]
 
     @classmethod
     def allocate(cls, plan: Plan, sizes: Sizes, chunk: int, bias: bool) -> RowParts:
-        """As many shares as run at one time."""
+        """As many shares as run at one time, and their parts (`fastassoc.kernels.triton.shares.row_share`)."""
         tile, new, dtype = plan.config.row_gradients, plan.inputs.a.new_empty, plan.inputs.dtype
         depths = ceil_div(plan.d, plan.depth(tile))
-        lines = plan.shares(tile, sizes.tiles * depths, chunk), sizes.tiles * plan.class_rows
-        return cls(new(*lines, plan.d, dtype=dtype), new(*lines, dtype=dtype) if bias else None, depths)
+        programs = max(1, min(plan.programs(tile) // depths, sizes.tiles * (chunk // tile.columns)))
+        lines = programs + sizes.tiles - 1, plan.class_rows
+        return cls(new(*lines, plan.d, dtype=dtype), new(*lines, dtype=dtype) if bias else None, programs, depths)
 
 
 class ColumnGradients(NamedTuple):

@@ -27,16 +27,35 @@ class Sizes(NamedTuple):
     pairs: int
     sides: int
     """Of the steps: 1 where they are known to be merged."""
-    stored: bool
-    """Whether steps have a workspace (`fastassoc.kernels.triton.steps`)."""
+    ways: tuple[str, ...]
+    """How passes take steps (`fastassoc.kernels.triton.steps`): one after the other where the device is to choose."""
 
     @classmethod
     def of(cls, plan: Plan, tiles: int, pairs: int, sides: int) -> Sizes:
         """With what follows from them."""
         config = plan.config
         computing = (config.round_trips, config.kappa, config.row_gradients, config.column_gradients)
-        whole = all(plan.whole_rows(tile) for tile in computing)
-        return cls(tiles, pairs, sides, not (config.compute_steps and whole and sides == 1 and pairs == tiles))
+        ways: tuple[str, ...] = ("stored",)
+        if config.compute_steps and all(plan.whole_rows(tile) for tile in computing):
+            if not plan.reads_counts:
+                ways = ("computed", "recomputed")
+            elif sides == 1 and pairs == tiles:
+                ways = ("computed",)
+        return cls(tiles, pairs, sides, ways)
+
+    @property
+    def trips(self) -> int:
+        """Pairs that have round trips of their own: in the merged form, those that mirror no other."""
+        return (self.pairs + self.tiles) // 2 if self.sides == 1 else self.pairs
+
+    def sides_of(self, way: str) -> int:
+        """Sides that a pass may meet: where the form has not been read back, "recomputed" is for both."""
+        return {"computed": 1, "recomputed": 2}.get(way, self.sides)
+
+    @property
+    def stored(self) -> bool:
+        """Whether steps have a workspace."""
+        return self.ways == ("stored",)
 
     @property
     def one_tile(self) -> bool:

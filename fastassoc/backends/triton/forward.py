@@ -9,7 +9,7 @@ from torch import Tensor, int32
 
 from fastassoc.backends.protocol import Ranks
 from fastassoc.backends.triton.buffers import Buffers, Sizes
-from fastassoc.backends.triton.launch import launch
+from fastassoc.backends.triton.launch import OverRanges, launch
 from fastassoc.backends.triton.plan import WAVES, Plan, ceil_div
 from fastassoc.kernels.triton.buffers import (
     CLASS_FIELDS,
@@ -166,10 +166,8 @@ def walk(
     slots = sizes.tiles * plan.class_rows
     chunk = plan.chunk(sizes.sides * plan.step_bytes(slots)) if sizes.stored else plan.whole_chunk
     column_tiles = chunk // tile.columns
-    items = plan.items(sizes.pairs, column_tiles, exact=plan.reads_counts)
-    # A pair that has no round trips of its own sends zeros to other ranks.
-    new_trips = new if inputs.ranks is None else inputs.a.new_zeros
-    trips = new_trips(items, *block, dtype=dtype) if inputs.walker else None
+    items = plan.items(sizes.trips, column_tiles, exact=plan.reads_counts)
+    trips = new(items, *block, dtype=dtype) if inputs.walker else None
     rho = new(items, plan.class_rows, dtype=dtype) if inputs.visit and needs_gradient else None
     shared: dict[str, Any] = {
         "trips_ptr": trips,
@@ -178,24 +176,26 @@ def walk(
         "WALKER": inputs.walker,
         "PRODUCT": plan.precision.others,
     }
+    launch_range = OverRanges()
     for part in plan.ranges(slots, chunk, sizes.sides * sizes.stored):
         if sizes.stored:
-            store_steps(plan, a, b, buffers, sizes, part.steps, part.columns)
-        launch(
-            round_trips,
-            (items,),
-            tile,
-            steps=part.steps,
-            tables=buffers.tables(plan),
-            SIDES=sizes.sides,
-            STORED=sizes.stored,
-            **shared,
-            **plan.scores(tile, a, b, sizes.stored),
-        )
+            store_steps(launch_range, plan, a, b, buffers, sizes, part.steps, part.columns)
+        for way in sizes.ways:
+            launch_range(
+                round_trips,
+                (items,),
+                plan.config.tile("round_trips", way),
+                steps=part.steps,
+                tables=buffers.tables(plan),
+                SIDES=sizes.sides_of(way),
+                WAY=way,
+                **shared,
+                **plan.scores(tile, a, b, sizes.stored),
+            )
     if inputs.ranks is not None:
-        trips, rho, visit_parts = _sums_over_ranks(inputs.ranks, sizes.pairs, trips, rho, visit_parts)
+        trips, rho, visit_parts = _sums_over_ranks(inputs.ranks, sizes.trips, trips, rho, visit_parts)
         # One share is left of each pair.
-        shared |= {"trips_ptr": trips, "rho_ptr": rho, "ITEMS": sizes.pairs}
+        shared |= {"trips_ptr": trips, "rho_ptr": rho, "ITEMS": sizes.trips}
     g = None
     if inputs.walker and needs_gradient:
         g = new(plan.precision.parts, sizes.pairs, *block, dtype=plan.step_dtype)
@@ -269,11 +269,18 @@ def add_up(
 
 
 def store_steps(
-    plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, sizes: Sizes, out: Any, columns: int
+    launch_range: OverRanges,
+    plan: Plan,
+    a: Embeddings,
+    b: Embeddings,
+    buffers: Buffers,
+    sizes: Sizes,
+    out: Any,
+    columns: int,
 ) -> None:
     """The steps of a range, for the passes of either direction."""
     tile = plan.config.steps
-    launch(
+    launch_range(
         steps,
         (columns // tile.columns, sizes.tiles),
         tile,

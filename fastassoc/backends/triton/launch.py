@@ -141,6 +141,27 @@ class Repeated:
             self._run = compiled[(*self._grid, 1, 1)[:3]]
 
 
+class OverRanges:
+    """Launches for one range of columns after the other.
+
+    Those of one kernel and way (`fastassoc.kernels.triton.steps`) differ in nothing it is compiled for: in the grid,
+    and in the first column of the range, a multiple of 16. After the first range they go to the compiled kernel, past
+    what Triton's own launch does in Python, which takes several times as long.
+    """
+
+    def __init__(self) -> None:
+        self._compiled: dict[tuple[str, str | None], Any] = {}
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, **arguments: Any) -> None:
+        """`launch`."""
+        key = kernel.__name__, arguments.get("WAY")
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            self._compiled[key] = launch(kernel, grid, tile, **arguments)
+        else:
+            compiled[(*grid, 1, 1)[:3]](*[arguments[name] for name in kernel.arg_names])
+
+
 def recorded() -> bool:
     """Whether launches leave nothing to repeat: they become data, or are interpreted."""
     return _recording is not None or interpreted()

@@ -66,12 +66,12 @@ class Plan:
         """Shares of ``columns`` for each of so many owners: as many as run at one time, or ``waves`` times that."""
         return max(1, min(waves * self.programs(tile) // max(1, owners), columns // tile.columns))
 
-    def items(self, pairs: int, column_tiles: int, exact: bool) -> int:
-        """Programs that ``pairs`` pairs, or up to so many, need as `fastassoc.kernels.triton.round_trips` has it."""
+    def items(self, trips: int, column_tiles: int, exact: bool) -> int:
+        """Programs that so many pairs, or up to so many, need as `fastassoc.kernels.triton.round_trips` has it."""
         programs = self.programs(self.config.round_trips)
         if exact:
-            return pairs * min(max(1, programs // pairs), column_tiles)
-        return min(max(pairs, programs), pairs * column_tiles)
+            return trips * min(max(1, programs // trips), column_tiles)
+        return min(max(trips, programs), trips * column_tiles)
 
     def embeddings_a(self) -> Embeddings:
         """``a`` as the products of scores take it, split once."""

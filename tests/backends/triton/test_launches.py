@@ -12,9 +12,12 @@ pytest.importorskip("triton")
 
 from triton.runtime import JITFunction
 
+import fastassoc
+from benchmarks.host import nothing_launched
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton import backward, dense, forward, plan
+from fastassoc.backends.triton import backward, buffers, dense, forward, plan
+from fastassoc.backends.triton import launch as launching
 from fastassoc.backends.triton.buffers import Buffers
 from fastassoc.backends.triton.launch import Launch, Machine, recording
 from fastassoc.backends.triton.shipped import shipped_launches
@@ -97,6 +100,46 @@ def test_ranges_of_columns_compile_nothing_anew() -> None:
     assert len(starts) > 3
     assert min(starts) == 0
     assert "steps" in variants
+
+
+# Launches of ranges after the first go past Triton: of classes larger than a tile, stored, and of others, computed.
+@pytest.mark.parametrize(
+    ("counts", "workspace", "starts"),
+    [((2100, 20, 50, 0), 2**20, {0, 128, 256, 384}), ((2100, 20, 20, 0), 2**15, {0, 256})],
+)
+def test_later_ranges_launch_the_same(
+    counts: tuple[int, ...], workspace: int, starts: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "WORKSPACE_BYTES", workspace)
+    monkeypatch.setattr(buffers, "read_back", lambda _: counts)
+    a, b = (torch.zeros(n, 64, dtype=torch.bfloat16, requires_grad=True) for n in (2100, 500))
+    labels = torch.zeros(2100, dtype=torch.int64)
+
+    def arguments() -> list[Any]:
+        with nothing_launched() as driver:
+            driver.arguments.clear()
+            fastassoc.walker_visit_loss(a, b, labels, backend="triton").backward()
+            return [without_addresses(x) for x in driver.arguments]
+
+    through_triton = []
+    launch = launching.launch
+    monkeypatch.setattr(launching, "launch", lambda *x, **y: through_triton.append(x[0]) or launch(*x, **y))
+    again = arguments()
+    # One of each kernel and direction, but for those that are launched outside of ranges.
+    assert len(through_triton) <= 10
+    assert {x.START for launch in again for x in launch if isinstance(x, Steps)} == starts
+    monkeypatch.setattr(launching.OverRanges, "__call__", lambda self, *x, **y: launch(*x, **y))
+    assert again == arguments()
+
+
+def without_addresses(x: Any) -> Any:
+    """Arguments with shapes in the place of tensors."""
+    if isinstance(x, torch.Tensor):
+        return tuple(x.shape), x.dtype
+    if isinstance(x, tuple):
+        fields = map(without_addresses, x)
+        return type(x)(*fields) if hasattr(x, "_fields") else tuple(fields)
+    return x
 
 
 def test_above_2048_rows_sizes_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

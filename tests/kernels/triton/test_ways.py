@@ -1,7 +1,7 @@
 """The loss by every way through: forms of the steps, classes within a tile and larger, steps kept and computed anew.
 
 What decides is a bound on normalisers, the sizes of classes, and whether more rows than
-`fastassoc.backends.triton.plan.MAX_ROWS_WITHOUT_SYNC` have them read back.
+`fastassoc.backends.triton.plan.MAX_ROWS_WITHOUT_SYNC` have them read back; else the device, between two launches.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ ONE_TILE = [20, 13, 30, 1]
 LARGER = [70, 1, 40]
 
 
-def case_of(sizes: list[int], far: bool = False, dtype: torch.dtype = torch.float64) -> Case:
+def case_of(sizes: list[int], far: bool = False, d: int = 20, dtype: torch.dtype = torch.float64) -> Case:
     """Columns off every tile; ``far`` makes normalisers of rows about 200 units of log 2 apart."""
     labels = sized_classes(sizes)
-    case = make_case(len(labels), 130, 20, 1, scale=0.5, dtype=dtype)._replace(labels=labels)
+    case = make_case(len(labels), 130, d, 1, scale=0.5, dtype=dtype)._replace(labels=labels)
     if far:
         case.a.mul_(torch.linspace(0.1, 40.0, len(labels))[:, None].to(dtype))
     return case
 
 
 def ways(trace: Trace) -> set[tuple[Any, Any]]:
-    """Sides of the steps, and whether they are stored, as the launches have it."""
-    return {(x["SIDES"], x["STORED"]) for name, x in trace if name in ("round_trips", "kappa")}
+    """Sides of the steps, and how passes take them, as the launches have it."""
+    return {(x["SIDES"], x["WAY"]) for _, x in trace if "WAY" in x and "SIDES" in x}
 
 
 @pytest.mark.parametrize("far", [False, True])
-@pytest.mark.parametrize(("sizes", "read_back"), [(ONE_TILE, False), (ONE_TILE, True), (LARGER, False), (LARGER, True)])
+@pytest.mark.parametrize(
+    ("sizes", "read_back", "d"),
+    [(ONE_TILE, False, 20), (ONE_TILE, True, 20), (LARGER, False, 20), (LARGER, True, 20), (LARGER, False, 65)],
+)
 @pytest.mark.parametrize(
     ("options", "bytes_"),
     [
@@ -52,6 +55,7 @@ def test_every_way(
     far: bool,
     sizes: list[int],
     read_back: bool,
+    d: int,
     options: dict[str, Any],
     bytes_: int,
     tiles_of_64: None,
@@ -60,27 +64,44 @@ def test_every_way(
 ) -> None:
     monkeypatch.setattr(plan, "WORKSPACE_BYTES", bytes_)
     monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 0 if read_back else 2048)
-    case = case_of(sizes, far)
+    case = case_of(sizes, far, d)
     assert_close(run(case, **options), evaluate(reference.walker_visit_loss, case, **options), FLOAT64)
     plain = trace.arguments("forms")["counts_ptr"][3].item()
     assert plain == far
     walker = "walker_weight" not in options
-    stored = not read_back or far or (walker and sizes is LARGER)
-    assert ways(trace) == {(1 if read_back and not far else 2, stored)}
-    assert ("steps" in trace.names) == stored
+    # Far from one another, euclidean scores in float64 are differences of every column of the embedding.
+    if d > 64 or (far and "similarity" in options) or (read_back and (far or (walker and sizes is LARGER))):
+        expected = {"stored"}
+    else:
+        expected = {"computed"} if read_back else {"computed", "recomputed"}
+    sides = {"computed": 1, "recomputed": 2, "stored": 1 if read_back and not far else 2}
+    assert ways(trace) == {(sides[way], way) for way in expected}
+    assert ("steps" in trace.names) == (expected == {"stored"})
     # 130 columns are two times 128.
-    assert trace.names.count("column_gradients") == (2 if bytes_ == 1 else 1)
+    assert trace.names.count("column_gradients") == (2 if bytes_ == 1 else 1) * len(expected)
+
+
+# In float32 scores are products, and have biases.
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("sizes", [ONE_TILE, LARGER], ids=str)
+def test_biases_where_the_device_chooses(sizes: list[int], far: bool, tiles_of_64: None, trace: Trace) -> None:
+    case = case_of(sizes, far, dtype=torch.float32)
+    options = {"ignore_index": 4, "similarity": "euclidean"}
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    assert_as_exact_as(run(case, **options), evaluate(reference.walker_visit_loss, case, **options), exact, case)
+    assert ways(trace) == {(1, "computed"), (2, "recomputed")}
+    assert all(x["dbias_a_parts_ptr"] is not None for name, x in trace if name == "row_gradients")
 
 
 # Embeddings too wide for a tile of 64 columns go through the workspace, for scores are computed in one product.
-@pytest.mark.parametrize(("d", "stored"), [(64, False), (65, True)])
+@pytest.mark.parametrize(("d", "way"), [(64, "computed"), (65, "stored")])
 def test_steps_are_computed_from_whole_rows(
-    d: int, stored: bool, tiles_of_64: None, trace: Trace, monkeypatch: pytest.MonkeyPatch
+    d: int, way: str, tiles_of_64: None, trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 0)
     case = make_case(40, 30, d, 4, scale=0.2)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
-    assert ways(trace) == {(1, stored)}
+    assert ways(trace) == {(1, way)}
 
 
 # Both sides of the bound, 144 in units of log 2. Scores are 0 but in the last row, so that normalisers of columns are
