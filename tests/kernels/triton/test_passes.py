@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fastassoc.backends.triton import plan
 from tests.cases import Case, make_case, relative_error
 from tests.kernels.triton.support import FLOAT64, Trace, blocks_to_dense, dense, run, sized_classes
 
@@ -19,9 +21,13 @@ def case_of(n: int, m: int, d: int) -> Case:
     return case._replace(labels=sized_classes([n - n // 3 - 1, n // 3, 1]))
 
 
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.usefixtures("tiles")
-def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
+def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    if stored:
+        config = replace(plan.choose_config(), compute_steps=False)
+        monkeypatch.setattr(plan, "choose_config", lambda *_: config)
     case = case_of(*size)
     n = size[0]
     result = run(case)
@@ -47,8 +53,9 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
     close(left * alpha * there[:, None], exact.p_ab)
     close(left / alpha * back[:, None], exact.q)
     # The workspace of the forward pass.
-    steps = next(x["out"].ptr[0, 0].cpu() for name, x in trace if name == "steps")
-    close(steps[: size[1], taken][:, source[taken].argsort()].T, left)
+    for steps in [x["out"].ptr[0, 0].cpu() for name, x in trace if name == "steps"][:1]:
+        close(steps[: size[1], taken][:, source[taken].argsort()].T, left)
+    assert ("steps" in trace.names) >= stored
     # Visits.
     close(h, exact.h)
     # Round trips, by what the walker makes of them; nothing off-class.
@@ -74,12 +81,11 @@ def test_passes(size: tuple[int, int, int], trace: Trace) -> None:
 @pytest.mark.usefixtures("tiles")
 def test_one_share(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine so small that nothing is shared out: one program walks all columns.
-    from fastassoc.backends.triton import plan
     from fastassoc.backends.triton.launch import Machine
 
     def shares() -> list[int]:
         rows = trace.arguments("row_normalisers")["row_parts_ptr"].shape[1]
-        found = [rows, *(x["SHARES"] for name, x in trace if name == "add_shares")]
+        found = [rows, *(x["PROGRAMS"] for name, x in trace if name == "add_row_shares")]
         trace.clear()
         return found
 
@@ -99,4 +105,4 @@ def test_only_same_class_pairs_are_multiplied(trace: Trace) -> None:
     # 8 classes of 64 rows: 8 pairs of tiles, where all rows against all would be 64.
     case = make_case(512, 5, 3, 1)._replace(labels=sized_classes([64] * 8))
     run(case)
-    assert trace.arguments("round_trips")["tables"].counts_ptr.tolist()[:3] == [512, 8, 8]
+    assert trace.arguments("walker")["tables"].counts_ptr.tolist()[:3] == [512, 8, 8]
