@@ -51,11 +51,11 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
         paper = _paper(item) if experiment.comparable else None
         up = paper is None or paper < middle
         end = max(runs) if up else min(runs)
-        _number(axes, f"{middle:{_digits(errors)}}", (place, end), up=up, color=colour, fontweight="bold")
+        _number(axes, f"{middle:.2f}", (place, end), up=up, color=colour, fontweight="bold")
         if paper is not None:
             axes.plot(place, paper, color=GREY, marker="_", markersize=16, markeredgewidth=2, linestyle="none")
             end = min(paper, *runs) if up else max(paper, *runs)
-            _number(axes, f"{paper:{_digits(errors)}}", (place, end), up=not up, color=GREY)
+            _number(axes, f"{paper:.2f}", (place, end), up=not up, color=GREY)
     for border in range(1, len(groups)):
         axes.axvline(border - 0.5, color="0.85", linewidth=0.8)
     axes.grid(visible=False, axis="x")
@@ -116,7 +116,7 @@ def save_error_curves(path: Path, curves: Mapping[str, Curve], subtitle: str) ->
             linewidth=2,
         )
         axes.annotate(
-            f"{final:.1f} %",
+            f"{final:.2f} %",
             (curve.steps[-1], final),
             xytext=(8, 0),
             textcoords="offset points",
@@ -157,10 +157,6 @@ def _paper(item: Measured) -> float | None:
     """The paper's number without what stands in brackets."""
     paper = item.cell.paper
     return None if paper == NO_SUCH_NUMBER else float(paper.split(" ")[0])
-
-
-def _digits(errors: Sequence[float]) -> str:
-    return ".1f" if min(errors) >= 1 else ".2f"
 
 
 def _new_figure(width: float = 8.0) -> tuple[Figure, Axes]:
