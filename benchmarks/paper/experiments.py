@@ -173,7 +173,7 @@ def table3(settings: Settings) -> Experiment:
     ]
     return Experiment(
         "table3",
-        f"Table 3: {name}, test error by the number of labelled and of unlabelled {what}",
+        f"Table 3: {name}, test error by the number of labelled and unlabelled {what}",
         f"labelled {what}",
         f"unlabelled {what}",
         tuple(cells),
@@ -220,7 +220,7 @@ def table5(settings: Settings) -> Experiment:
         remarks += [SECTION_4_6_REMARK] if settings.data else []
     return Experiment(
         "table5",
-        f"Table 5: domain adaptation, {pair}, error on the target's test set",
+        f"Table 5: {pair}, error on the target's test set",
         "training",
         "source to target",
         tuple(cells),
@@ -262,7 +262,7 @@ def curves(settings: Settings) -> Experiment:
     ]
     return Experiment(
         "curves",
-        f"Learning curves: {_mnist_name(settings)}, the same seeds with the eager loss and with fastassoc",
+        f"Learning curves: {_mnist_name(settings)}, eager loss and fastassoc, the same seeds",
         "labelled digits",
         "loss code",
         tuple(cells),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,7 +24,6 @@ GREY = "0.25"
 STYLES = ((VERMILION, "s", "--"), (BLUE, "o", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))  # colour, marker, line
 CODES = (("s", "--", 8), ("o", "-", 4))  # marker, line, size in points: curves that coincide shall both be seen
 LANE_INCHES = 0.5
-TITLE_WIDTH = 76  # letters
 LOGARITHMIC_FROM = 8  # largest error over smallest
 
 
@@ -68,7 +66,7 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     axes.legend(
         handles=handles, title=experiment.series_name, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
     )
-    axes.set_title(_title(experiment, measured) + several * "; numbers are medians", fontsize=11)
+    figure.suptitle(_title(experiment, measured) + several * "; numbers are medians", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
@@ -96,7 +94,7 @@ def save_learning_curves(path: Path, experiment: Experiment, measured: Sequence[
     _error_axis(axes, errors)
     axes.set_xlabel("training steps")
     axes.legend(frameon=False)
-    axes.set_title(_title(experiment, measured), fontsize=11)
+    figure.suptitle(_title(experiment, measured), fontsize=11)
     figure.savefig(path, dpi=150)
 
 
@@ -192,4 +190,4 @@ def _title(experiment: Experiment, measured: Sequence[Measured]) -> str:
     )
     counts = f"{runs[0]} to {runs[-1]} runs" if len(runs) > 1 else f"{runs[0]} {'run' if runs == [1] else 'runs'}"
     lengths = f"{steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"{steps[0]:,}"
-    return f"{fill(experiment.title, TITLE_WIDTH)}\n{counts} each, {lengths} training steps"
+    return f"{experiment.title}\n{counts} each, {lengths} training steps"
