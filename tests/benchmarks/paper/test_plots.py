@@ -11,9 +11,18 @@ pytest.importorskip("scipy")
 
 from matplotlib.figure import Figure
 
-from benchmarks.paper.experiments import EXPERIMENTS, Experiment, with_seed, with_steps
+from benchmarks.paper.experiments import (
+    ASSOCIATION,
+    EAGER,
+    EXPERIMENTS,
+    FASTASSOC,
+    LABELS_ONLY,
+    Experiment,
+    with_seed,
+    with_steps,
+)
 from benchmarks.paper.plans import Settings
-from benchmarks.paper.plots import save_errors, save_learning_curves
+from benchmarks.paper.plots import BLUE, VERMILION, save_errors, save_learning_curves
 from benchmarks.paper.results import Measured
 from benchmarks.paper.runs import Record
 from benchmarks.paper.training import Curve
@@ -61,3 +70,35 @@ def test_titles_fit_into_their_pictures(
     assert figure.bbox.x0 < box.x0
     assert box.x1 < figure.bbox.x1
     assert box.y1 < figure.bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("name", "series", "colour"),
+    [
+        ("table1", LABELS_ONLY, VERMILION),
+        ("table1", ASSOCIATION, BLUE),
+        ("curves", EAGER, VERMILION),
+        ("curves", FASTASSOC, BLUE),
+    ],
+)
+def test_a_series_keeps_its_colour_without_the_others(
+    name: str, series: str, colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = EXPERIMENTS[name](Settings())
+    for items in (measured(experiment), [item for item in measured(experiment) if item.cell.series == series]):
+        (axes,) = drawn(experiment, items, monkeypatch).axes
+        legend = axes.get_legend()
+        assert legend is not None
+        marks = zip(legend.get_texts(), legend.get_lines(), strict=True)
+        colours = [line.get_color() for text, line in marks if text.get_text().startswith(series)]
+        assert colours
+        assert set(colours) == {colour}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_series_of_one_picture_differ_in_colour(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = EXPERIMENTS[name](Settings())
+    series = {cell.series for cell in experiment.cells}
+    (axes,) = drawn(experiment, measured(experiment), monkeypatch).axes
+    medians = [line for line in axes.get_lines() if line.get_markersize() in (8, 4)]
+    assert len({line.get_color() for line in medians}) == len(series)
