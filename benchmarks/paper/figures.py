@@ -39,13 +39,14 @@ def draw(path: Path, experiment: Experiment, measured: Sequence[Measured], runs:
 
     Returns what was measured for it, over all seeds.
     """
-    configs = [record.config for record in measured[0].records]
+    records = measured[0].records
+    configs = [record.config for record in records]
     if experiment.name == "figure2":
         return _figure2(path, configs, runs)
     if experiment.name == "figure3":
-        return _figure3(path, experiment.title, configs[0], runs)
+        return _figure3(path, f"{experiment.title}\n{_training(records[0])}", configs[0], runs)
     if experiment.name == "figure4":
-        return _figure4(path, experiment.title, configs, runs)
+        return _figure4(path, f"{experiment.title}\n{_training(records[0])}", configs, runs)
     if experiment.name == "curves":
         save_learning_curves(path, experiment, measured)
         return _differences(measured)
@@ -75,7 +76,7 @@ def _figure3(path: Path, title: str, config: RunConfig, runs: Path) -> list[Find
     predictions = predict(trained_network(config, runs), drawn.test.images)
     labelled = labelled_images(drawn.train, drawn.labelled)
     error = 100 * float((predictions != drawn.test.labels).double().mean())
-    title = f"{title}: test error {error:.2f} % (seed {config.seed})"
+    title = f"{title}: test error {error:.2f} %"
     save_confusion(path, title, labelled, drawn.test, predictions, load(config.source).classes)
     return []
 
@@ -106,6 +107,11 @@ def _gap_closed(measured: Sequence[Measured]) -> list[Finding]:
     alike = [key for key in adapted if key in source and key in target and source[key] != target[key]]
     closed = tuple(100 * (source[key] - adapted[key]) / (source[key] - target[key]) for key in alike)
     return [Finding("gap from source only to target only that adaptation closes, %", closed)] if closed else []
+
+
+def _training(record: Record) -> str:
+    config = record.config
+    return f"{record.sizes['labelled']:,} labels, {config.training.steps:,} training steps, seed {config.seed}"
 
 
 def _seed_and_steps(record: Record) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.paper.experiments import Experiment
+from benchmarks.paper.experiments import ASSOCIATION, EAGER, FASTASSOC, FINAL, LABELS_ONLY, Experiment
 from benchmarks.paper.reported import NO_SUCH_NUMBER
 from benchmarks.paper.results import Measured
 from benchmarks.paper.training import Curve
@@ -22,10 +21,15 @@ from benchmarks.paper.training import Curve
 # Of Okabe and Ito's palette, which all common forms of colour vision tell apart.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 GREY = "0.25"
-STYLES = ((VERMILION, "s", "--"), (BLUE, "o", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))  # colour, marker, line
-CODES = (("s", "--", 8), ("o", "-", 4))  # marker, line, size in points: curves that coincide shall both be seen
+STYLES = {
+    **dict.fromkeys((LABELS_ONLY, "supervised only", "0", EAGER), (VERMILION, "s", "--")),
+    **dict.fromkeys((ASSOCIATION, "all", FINAL, FASTASSOC), (BLUE, "o", "-")),
+    "20,000": (PURPLE, "D", ":"),
+}
+OTHER_STYLE = (GREEN, "^", "-.")
+"""Colour, marker and line of a series by its name, the same in every picture, and of those that have no own."""
+SEED_LINES = ("-", "--", ":", "-.")
 LANE_INCHES = 0.5
-TITLE_WIDTH = 76  # letters
 LOGARITHMIC_FROM = 8  # largest error over smallest
 
 
@@ -40,9 +44,8 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     _error_axis(axes, errors, linear=experiment.linear)
     lane = 1 / (len(series) + 1)
     for item in measured:
-        index = series.index(item.cell.series)
-        colour, marker, _ = STYLES[index % len(STYLES)]
-        place = groups.index(item.cell.group) + (index - (len(series) - 1) / 2) * lane
+        colour, marker, _ = _style(item.cell.series)
+        place = groups.index(item.cell.group) + (series.index(item.cell.series) - (len(series) - 1) / 2) * lane
         runs, middle = item.errors_percent, statistics.median(item.errors_percent)
         axes.plot(place, middle, color=colour, marker=marker, markersize=8, linestyle="none")
         if len(runs) > 1:
@@ -51,11 +54,11 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
         paper = _paper(item) if experiment.comparable else None
         up = paper is None or paper < middle
         end = max(runs) if up else min(runs)
-        _number(axes, f"{middle:{_digits(errors)}}", (place, end), up=up, color=colour, fontweight="bold")
+        _number(axes, f"{middle:.2f}", (place, end), up=up, color=colour, fontweight="bold")
         if paper is not None:
             axes.plot(place, paper, color=GREY, marker="_", markersize=16, markeredgewidth=2, linestyle="none")
             end = min(paper, *runs) if up else max(paper, *runs)
-            _number(axes, f"{paper:{_digits(errors)}}", (place, end), up=not up, color=GREY)
+            _number(axes, f"{paper:.2f}", (place, end), up=not up, color=GREY)
     for border in range(1, len(groups)):
         axes.axvline(border - 0.5, color="0.85", linewidth=0.8)
     axes.grid(visible=False, axis="x")
@@ -68,18 +71,20 @@ def save_errors(path: Path, experiment: Experiment, measured: Sequence[Measured]
     axes.legend(
         handles=handles, title=experiment.series_name, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
     )
-    axes.set_title(_title(experiment, measured) + several * "; numbers are medians", fontsize=11)
+    figure.suptitle(_title(experiment, measured) + several * "; numbers are medians", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
 def save_learning_curves(path: Path, experiment: Experiment, measured: Sequence[Measured]) -> None:
-    """The error over the steps of every run, from the start: a colour for each seed, a line for each code."""
+    """The error over the steps of every run, from the start: a colour for each code, a line for each seed."""
     figure, axes = _new_figure()
     errors = []
-    for item, (marker, line, size) in zip(measured, CODES, strict=False):
-        for record, (colour, _, _) in zip(item.records, STYLES, strict=False):
+    for item in measured:
+        colour, marker, _ = _style(item.cell.series)
+        # Large and hollow under small and full: curves that coincide are both seen.
+        size, fill = (8, "none") if item.cell.series == EAGER else (4, colour)
+        for record in item.records:
             curve = record.curve
-            fill = colour if line == "-" else "none"
             name = f"{item.cell.series}, seed {record.config.seed}: {record.error_percent:.2f} % at the end"
             axes.plot(
                 curve.steps,
@@ -88,7 +93,7 @@ def save_learning_curves(path: Path, experiment: Experiment, measured: Sequence[
                 marker=marker,
                 markersize=size,
                 markerfacecolor=fill,
-                linestyle=line,
+                linestyle=SEED_LINES[record.config.seed % len(SEED_LINES)],
                 linewidth=1.4,
                 label=name,
             )
@@ -96,14 +101,15 @@ def save_learning_curves(path: Path, experiment: Experiment, measured: Sequence[
     _error_axis(axes, errors)
     axes.set_xlabel("training steps")
     axes.legend(frameon=False)
-    axes.set_title(_title(experiment, measured), fontsize=11)
+    figure.suptitle(_title(experiment, measured), fontsize=11)
     figure.savefig(path, dpi=150)
 
 
 def save_error_curves(path: Path, curves: Mapping[str, Curve], subtitle: str) -> None:
     """Draw the test error of each run over its training steps and write it to ``path`` as PNG."""
     figure, axes = _new_figure()
-    for (name, curve), (colour, marker, line) in zip(curves.items(), STYLES, strict=False):
+    for name, curve in curves.items():
+        colour, marker, line = _style(name)
         final = curve.test_error_percent[-1]
         axes.plot(
             curve.steps,
@@ -116,7 +122,7 @@ def save_error_curves(path: Path, curves: Mapping[str, Curve], subtitle: str) ->
             linewidth=2,
         )
         axes.annotate(
-            f"{final:.1f} %",
+            f"{final:.2f} %",
             (curve.steps[-1], final),
             xytext=(8, 0),
             textcoords="offset points",
@@ -135,6 +141,10 @@ def save_error_curves(path: Path, curves: Mapping[str, Curve], subtitle: str) ->
     figure.savefig(path, dpi=150)
 
 
+def _style(series: str) -> tuple[str, str, str]:
+    return STYLES.get(series, OTHER_STYLE)
+
+
 def _number(axes: Axes, text: str, point: tuple[float, float], *, up: bool, **style: Any) -> None:
     """``text`` above or below ``point``."""
     shift, side = ((0, 8), "bottom") if up else ((0, -8), "top")
@@ -144,7 +154,7 @@ def _number(axes: Axes, text: str, point: tuple[float, float], *, up: bool, **st
 def _lane_handles(series: Sequence[str], *, several: bool, paper: bool) -> list[Line2D]:
     marks: list[tuple[str, str, dict[str, Any]]] = [
         (name, colour, {"marker": marker, "markersize": 8})
-        for name, (colour, marker, _) in zip(series, STYLES, strict=False)
+        for name, (colour, marker, _) in zip(series, map(_style, series), strict=True)
     ]
     if several:
         marks.append(("each run", GREY, {"marker": "o", "markerfacecolor": "white", "markersize": 4}))
@@ -157,10 +167,6 @@ def _paper(item: Measured) -> float | None:
     """The paper's number without what stands in brackets."""
     paper = item.cell.paper
     return None if paper == NO_SUCH_NUMBER else float(paper.split(" ")[0])
-
-
-def _digits(errors: Sequence[float]) -> str:
-    return ".1f" if min(errors) >= 1 else ".2f"
 
 
 def _new_figure(width: float = 8.0) -> tuple[Figure, Axes]:
@@ -196,4 +202,4 @@ def _title(experiment: Experiment, measured: Sequence[Measured]) -> str:
     )
     counts = f"{runs[0]} to {runs[-1]} runs" if len(runs) > 1 else f"{runs[0]} {'run' if runs == [1] else 'runs'}"
     lengths = f"{steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"{steps[0]:,}"
-    return f"{fill(experiment.title, TITLE_WIDTH)}\n{counts} each, {lengths} training steps"
+    return f"{experiment.title}\n{counts} each, {lengths} training steps"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.paper.associations import associate
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from benchmarks.paper.associations import Associations, associate, save_association_graph
 from benchmarks.paper.confusion import confusion_matrix
 from benchmarks.paper.data import Images
 from benchmarks.paper.neighbours import nearest
 from benchmarks.paper.networks import MnistNetwork
+from benchmarks.paper.plots import BLUE, VERMILION
 from tests.cases import seeded
 
 
@@ -25,6 +31,25 @@ def test_associations_are_the_walk_of_the_shown_digits() -> None:
     np.testing.assert_allclose(walk.p_ab.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(walk.p_ba.sum(1), 1, rtol=1e-5)
     assert walk.correct_percent == pytest.approx(100 / 3 * float(np.trace(walk.p_ab @ walk.p_ba)))
+
+
+def test_the_association_graph_is_small_and_keeps_its_colours(tmp_path: Path) -> None:
+    """All of the lines of 20 digits, each as likely as the others, cross in more shades than a palette has."""
+    images = torch.randint(0, 256, (20, 1, 28, 28), generator=seeded(), dtype=torch.uint8)
+    digits = Images(images, torch.arange(20) // 2)
+    uniform, labels = np.full((20, 20), 1 / 20), digits.labels.numpy()
+    walk = Associations(uniform, uniform, labels, labels)
+    path = tmp_path / "figure2.png"
+    save_association_graph(path, digits, digits, {"Before training": walk, "After": walk})
+    assert path.stat().st_size < 500_000
+    with Image.open(path) as picture:
+        assert picture.size == (1540, 1045)
+        counted = picture.convert("RGB").getcolors()
+    assert counted is not None
+    colours = np.array([colour for _, colour in counted])
+    for colour in ("white", "black", BLUE, VERMILION):
+        distance = np.abs(colours - 255 * np.array(to_rgb(colour))).max(axis=1)
+        assert distance.min() <= 8, colour
 
 
 def test_confusion_matrix_by_hand() -> None:
