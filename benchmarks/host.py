@@ -58,6 +58,8 @@ class _Driver:
     def __init__(self) -> None:
         self.arguments: list[tuple[Any, ...]] = []
         """Of every launch."""
+        self.kernels: list[tuple[Any, ...]] = []
+        """What was launched: name and hash of the compiled kernel, and the grid."""
         self.utils = self
 
     def get_current_target(self) -> Any:
@@ -77,10 +79,11 @@ class _Driver:
     def load_binary(self, *_: Any) -> tuple[Any, ...]:
         return 0, 0, 0, 0, 1024
 
-    def launcher_cls(self, *_: Any) -> Any:
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def launch(x: int, y: int, z: int, stream: int, function: int, *more: Any) -> None:
             # Behind what is Triton's own: metadata of the kernel and of the launch, and two hooks.
             self.arguments.append(more[4:])
+            self.kernels.append((metadata.name, metadata.hash, (x, y, z)))
 
         return launch
 

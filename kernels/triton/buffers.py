@@ -19,8 +19,9 @@ length; of ``slots`` and ``tiles`` that is their stride, ``SLOTS`` and ``TILES``
 - ``g`` [parts, pairs, CLASS_ROWS, CLASS_ROWS] in the dtype of the steps: ``G_ik there_i back_k``, 0 across classes,
   and in the merged form ``G_ki there_k back_i`` added. None without the walker or without a gradient.
 - ``kappa_parts`` [tiles, CHUNK] acc, of a range: shares of ``kappa``, at an upstream gradient of 1.
-- ``da_parts`` [parts, CLASS_ROWS, D] and ``dbias_a_parts`` [parts, CLASS_ROWS] acc: what a program adds to ``da`` and
-  ``dbias_a`` of a class tile (`fastassoc.kernels.triton.shares.row_share`), of all ranges so far.
+- ``da_parts`` [programs + tiles - 1, CLASS_ROWS, D] and ``dbias_a_parts`` [programs + tiles - 1, CLASS_ROWS] acc: what
+  a program adds to ``da`` and ``dbias_a`` of a class tile (`fastassoc.kernels.triton.shares.row_share`), of all ranges
+  so far.
 - ``db_parts`` [shares, CHUNK, D] and ``dbias_b_parts`` [shares, CHUNK] acc: shares of ``db`` and ``dbias_b``, of a
   range.
 - ``da`` [N, D] and ``db`` [M, D] in the dtype of the embeddings; ``dbias_a`` [N] and ``dbias_b`` [M] acc.

@@ -6,11 +6,11 @@ A pass takes them in one of three ways (``WAY``):
   and of gradients of scores is there in one product.
 - "stored": in either form and for any classes, from the workspace. Else a tile would need the steps of the others of
   its class, and compute them over and over.
-- "recomputed": in either form and for any classes, and so it does. It asks for no workspace, so that all columns are
-  one range of few launches, which for few rows is worth more.
+- "recomputed": in either form and for any classes, where embeddings fit a tile. It recomputes the steps of a class for
+  each of its tiles. Without a workspace, ranges are large and launches few.
 
-Where sizes of classes and the form have not been read back, a pass is launched both as "computed" and as "recomputed",
-and one of them returns at once.
+Where sizes of classes and the form have not been read back, and steps could be computed, a pass is launched both as
+"computed" and as "recomputed", and one of them returns at once.
 """
 
 import triton

@@ -267,9 +267,9 @@ def test_same_to_the_bit() -> None:
             False,
             False,
             {},
-            {"kappa", "column_terms", "score_gradients", "column_gradients", "row_gradients", "add_shares"},
+            {"kappa", "column_terms", "column_gradients", "row_gradients", "add_row_shares"},
         ),
-        (False, False, {"walker_weight": 0.0}, {"steps", "round_trips", "walker", "kappa", "column_gradients"}),
+        (False, False, {"walker_weight": 0.0}, {"round_trips", "walker", "kappa", "column_gradients"}),
     ],
 )
 def test_what_is_not_needed_is_not_done(
