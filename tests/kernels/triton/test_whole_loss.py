@@ -44,6 +44,16 @@ def test_loss(n: int, m: int, d: int, classes: int, dtype: torch.dtype) -> None:
         assert_as_exact_as(run(case), evaluate(reference.walker_visit_loss, case), exact, case)
 
 
+def test_rows_of_flat_probabilities_sum_to_one() -> None:
+    # With a column of ones in b, the gradient by that of a_i is the sum of ds_ij over j: 0, but for how far a row of
+    # p_ab is from a sum of 1. Logarithms of sums are 11 here, and rounded they would be two units in the last place.
+    case = make_case(100, 2500, 20, 3, scale=0.1, dtype=torch.float32)
+    case.b[:, -1] = 1.0
+    da = run(case, walker_weight=0.0).da
+    assert da is not None
+    assert (da[:, -1] * 100).square().mean().sqrt() <= 1.25 * torch.finfo(torch.float32).eps
+
+
 @BOTH_PASSES
 def test_classes_of_1_to_300_rows() -> None:
     labels = sized_classes([1, 2, 63, 64, 65, 300])

@@ -22,9 +22,9 @@ from fastassoc.backends.cpu.operations.products import apply_kernels, round_trip
 from fastassoc.backends.cpu.operations.terms import walk_statistics, weighted_log
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
 
-_ROWS_ADDED = 256
-"""The library's softmax over the first dimension adds one row after another, which loses four bits of a thousand equal
-ones; a sum does not."""
+_ADDED = 256, 4096
+"""The library's softmax adds one row after another over the first dimension, and groups of 8 or 16 columns over the
+second. Beyond these lengths that loses bits, which a sum, by halves, does not."""
 
 
 class _Constants(NamedTuple):
@@ -63,7 +63,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     constants = _constants(blocks.rows, columns, eps, inputs.dtype)
     a, b = _operands(inputs, blocks)
     s = _scores(inputs, blocks, a, b)
-    p_ab, q = torch.softmax(s, 1), _softmax_over_rows(s)
+    p_ab, q = _softmax(s, 1), _softmax(s, 0)
     p_aba = round_trips(blocks, p_ab, q)
     x = p_aba + constants.eps if statistics else p_aba.add_(constants.eps)
     walker = weighted_log(x, blocks.minus_target, eps).add_(constants.walker)
@@ -112,11 +112,7 @@ def gradients(
             dp_ab.add_(h, alpha=visit_factor)
         ds = _softmax_backward(dp_ab, p_ab, 1)
         dq = apply_kernels(blocks, [kernel.mT for kernel in kernels], p_ab, out=out)
-        if len(q) > _ROWS_ADDED:
-            dq -= (dq * q).sum(0)
-            ds.addcmul_(q, dq)
-        else:
-            ds += _softmax_backward(dq, q, 0)
+        ds += _softmax_backward(dq, q, 0)
     da = db = None
     if needs[0]:
         da = torch.mm(ds, inputs.b if inputs.b.dtype == inputs.dtype else inputs.b.to(inputs.dtype))
@@ -129,16 +125,18 @@ def gradients(
     return Gradients(da, db, dbias_a, ds.sum(0) if needs[3] else None)
 
 
-def _softmax_over_rows(s: Tensor) -> Tensor:
-    if len(s) <= _ROWS_ADDED:
-        return torch.softmax(s, 0)
-    e = torch.sub(s, s.amax(0), out=large_result(s.shape, s.dtype)).exp_()
-    return e.div_(e.sum(0))
+def _softmax(s: Tensor, dim: int) -> Tensor:
+    if s.shape[dim] <= _ADDED[dim]:
+        return torch.softmax(s, dim)
+    e = torch.sub(s, s.amax(dim, keepdim=True), out=large_result(s.shape, s.dtype)).exp_()
+    return e.div_(e.sum(dim, keepdim=True))
 
 
 def _softmax_backward(gradient: Tensor, probability: Tensor, dim: int) -> Tensor:
     """``p (x - sum p x)`` for a gradient x of the probabilities p: the operation behind the derivative of softmax."""
-    return torch._softmax_backward_data(gradient, probability, dim, probability.dtype)
+    if gradient.shape[dim] <= _ADDED[dim]:
+        return torch._softmax_backward_data(gradient, probability, dim, probability.dtype)
+    return (gradient - (gradient * probability).sum(dim, keepdim=True)).mul_(probability)
 
 
 def _scores(inputs: Inputs, blocks: ClassBlocks, a: Tensor, b: Tensor) -> Tensor:
