@@ -150,8 +150,8 @@ def walker_visit_loss(
             plain cross-entropy, which is infinite where a probability underflows to 0, and whose gradient is that of
             the smallest normal number where one lies below it. What the accumulation dtype cannot hold as a normal
             number (below 1.2e-38 in float32) counts as 0.
-        ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there; their values must
-            be finite all the same.
+        ignore_index: rows of ``a`` with this label start and end no walk, as if they were not there. Their values must
+            be finite all the same: others do not show in the loss, but may make gradients NaN.
         return_stats: also return `WalkStatistics`. They include both terms, even one of weight 0.
         backend: "auto" (by device), "cpu" or "triton"; one named explicitly never falls back. "triton" takes
             tensors on a GPU, or on the CPU under TRITON_INTERPRET=1; it does not wait for the device up to 2,048 rows
@@ -167,7 +167,7 @@ def walker_visit_loss(
     Products, sums and logarithms are accumulated in float32 (float64 for float64 inputs) whatever the dtype of the
     inputs; gradients come back in the dtype of their inputs. Results are the same to the bit on every run with the same
     number of threads. Finite inputs whose similarities are finite in float32 give a finite loss (for ``eps`` > 0); NaN
-    or infinity in ``a`` or ``b`` gives NaN.
+    or infinity in ``b``, or in a row of ``a`` that takes part, gives NaN.
 
     With ``create_graph=True`` gradients can be differentiated again: the second derivative is that of the dense
     specification, `fastassoc.reference`, with the memory of eager code (N x M and N x N matrices; N x M x D for
@@ -309,7 +309,8 @@ def walker_visit_losses(
         gradient_reduction: "mean" or "sum" over the ranks of ``group``.
 
     What these arguments mean in full, and precision, memory, determinism, derivatives and errors, are as described for
-    `walker_visit_loss`. NaN or infinity in ``a`` or ``b`` gives NaN in at least one of the terms.
+    `walker_visit_loss`. NaN or infinity in ``b``, or in a row of ``a`` that takes part, gives NaN in at least one of
+    the terms.
 
     Returns:
         `WalkerVisitLosses`, the pair ``(walker, visit)``: 0-d, float32 (float64 for float64 inputs). With

@@ -100,6 +100,8 @@ def _prepared(
         chosen = choose_backend(backend, a.device)
         validation.check_memory(a=a, b=b, labels=labels)
 
+    if ignore_index is not None:
+        ignore_index = int(ignore_index)  # of NumPy's, too
     dtype = accumulation_dtype(a, b)
     if eps < (_TINY_FLOAT64 if dtype == torch.float64 else _TINY_FLOAT32):
         eps = 0.0

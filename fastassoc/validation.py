@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -226,9 +227,9 @@ def check_exchanged(a: Tensor, group: ProcessGroup) -> None:
 
 def check_ignore_index(ignore_index: Any) -> None:
     """None, or an int that a label can be."""
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
         raise TypeError(f"ignore_index must be an int or None; got {type(ignore_index).__name__}")
-    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+    if ignore_index is not None and not -(2**63) <= int(ignore_index) < 2**63:
         raise ValueError(f"ignore_index must fit in int64; got {ignore_index}")
 
 
@@ -243,9 +244,12 @@ def checked_sample_labels(labels: Any) -> np.ndarray[Any, Any]:
     try:
         x = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"labels must be a tensor, an array or a sequence of integers; got {type(labels).__name__} ({error})"
-        ) from error
+        got = type(labels).__name__
+        if isinstance(labels, Sequence) and len(labels):
+            got += f" of {type(labels[0]).__name__}"
+        raise TypeError(f"labels must be a tensor, an array or a sequence of integers; got {got}") from error
+    if x.is_meta:
+        raise TypeError("labels must have values; got a tensor on the meta device")
     if x.ndim != 1:
         raise ValueError(f"labels must have 1 dimension, one label per sample; got shape {tuple(x.shape)}")
     if x.numel() == 0:

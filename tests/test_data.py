@@ -179,6 +179,8 @@ def test_processes_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         (LABELS[:, None], {}, ValueError, ["labels", "1 dimension", "(100, 1)"]),
         ([], {}, ValueError, ["labels", "empty"]),
         (np.zeros(3, int), {"ignore_index": 0}, ValueError, ["ignore_index=0", "at least one sample"]),
+        (["cat", "dog"], {}, TypeError, ["labels must be", "sequence of integers; got list of str"]),
+        (torch.zeros(3, dtype=torch.int64, device="meta"), {}, TypeError, ["labels must have values", "meta"]),
         (LABELS, {"ignore_index": "0"}, TypeError, ["ignore_index", "int or None", "str"]),
         (LABELS, {"ignore_index": 1.5}, TypeError, ["ignore_index", "int or None", "float"]),
         (LABELS, {"ignore_index": True}, TypeError, ["ignore_index", "int or None", "bool"]),

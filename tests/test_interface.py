@@ -6,6 +6,7 @@ import math
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -290,6 +291,12 @@ def test_module_learns_its_parameters() -> None:
     (temperature,) = module.parameters()
     assert temperature.grad is not None
     assert float(temperature.grad) != 0.0
+
+
+def test_an_ignored_label_may_be_of_numpy() -> None:
+    case = make_case(20, 50, 6, 3)
+    found = fastassoc.walker_visit_loss(*case, ignore_index=np.int64(1))  # type: ignore[arg-type]
+    assert torch.equal(found, fastassoc.walker_visit_loss(*case, ignore_index=1))
 
 
 A, B, LABELS = torch.zeros(4, 3), torch.zeros(5, 3), torch.tensor([0, 0, 1, 1])

@@ -15,8 +15,8 @@ RAMPS = ("constant", "linear", "sigmoid")
 class Weight:
     """A weight that is ``final`` throughout, or rises to it.
 
-    "linear" and "sigmoid" leave (nearly) zero after ``delay`` steps and reach ``final`` within ``duration + delay``
-    more: the original adds the delay to the duration, too.
+    "linear" leaves zero after ``delay`` steps and reaches ``final`` in ``duration`` more, "sigmoid" leaves nearly zero
+    and nearly reaches it in ``duration + delay`` more: for this one the original adds the delay to the duration, too.
     """
 
     final: float
@@ -34,8 +34,11 @@ class Weight:
         """The weight of step ``step``."""
         if self.ramp == "constant":
             return self.final
-        progress = (step - self.delay) / (self.duration + self.delay)
-        share = progress if self.ramp == "linear" else (math.tanh(5 * (progress - 0.5)) + 1) / 2
+        since = step - self.delay
+        if self.ramp == "linear":
+            share = since / self.duration
+        else:
+            share = (math.tanh(5 * (since / (self.duration + self.delay) - 0.5)) + 1) / 2
         return self.final * min(max(share, 0.0), 1.0)
 
     def scaled(self, ratio: float) -> Weight:

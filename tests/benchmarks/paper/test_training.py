@@ -64,13 +64,13 @@ def test_constant_weight_ignores_the_delay() -> None:
 @pytest.mark.parametrize("ramp", ["linear", "sigmoid"])
 @pytest.mark.parametrize(("duration", "delay"), [(1, 500), (100, 3000), (200, 0)])
 def test_ramp_is_the_original_codes(ramp: str, duration: int, delay: int) -> None:
-    """Its formulas, as they are written there."""
+    """Its formulas, as ``apply_envelope`` of train.py has them in the version that its README describes."""
     weight = Weight(0.3, ramp, duration, delay)
     final_steps = duration + delay
     for step in range(0, 3 * final_steps + 1, 7):
         shifted = float(step - delay)
         if ramp == "linear":
-            expected = 0.3 / final_steps * shifted
+            expected = 0.3 / duration * shifted
         else:
             expected = 0.3 * (math.tanh(5.0 / final_steps * (shifted - final_steps / 2.0)) + 1.0) / 2.0
         assert weight.at(step) == pytest.approx(min(max(expected, 0.0), 0.3), abs=1e-12)
