@@ -101,7 +101,7 @@ class WalkerVisitLoss(nn.Module, Generic[Result]):
         self.similarity = similarity
         self.temperature = temperature
         self.eps = eps
-        self.ignore_index = ignore_index
+        self.ignore_index = None if ignore_index is None else int(ignore_index)
         self.return_stats = return_stats
         self.backend = backend
         self.group = group

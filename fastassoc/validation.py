@@ -245,8 +245,11 @@ def checked_sample_labels(labels: Any) -> np.ndarray[Any, Any]:
         x = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         got = type(labels).__name__
-        if isinstance(labels, Sequence) and len(labels):
-            got += f" of {type(labels[0]).__name__}"
+        if isinstance(labels, np.ndarray):
+            got += f" of dtype {labels.dtype}"
+        elif isinstance(labels, Sequence) and not isinstance(labels, str):
+            other = next((x for x in labels if not isinstance(x, Integral)), None)
+            got += f" ({error})" if other is None else f" with an item of type {type(other).__name__}"
         raise TypeError(f"labels must be a tensor, an array or a sequence of integers; got {got}") from error
     if x.is_meta:
         raise TypeError("labels must have values; got a tensor on the meta device")

@@ -297,6 +297,8 @@ def test_an_ignored_label_may_be_of_numpy() -> None:
     case = make_case(20, 50, 6, 3)
     found = fastassoc.walker_visit_loss(*case, ignore_index=np.int64(1))  # type: ignore[arg-type]
     assert torch.equal(found, fastassoc.walker_visit_loss(*case, ignore_index=1))
+    # A module makes it an int, which torch.compile takes.
+    assert type(fastassoc.WalkerVisitLoss(ignore_index=np.int64(1)).ignore_index) is int  # type: ignore[arg-type]
 
 
 A, B, LABELS = torch.zeros(4, 3), torch.zeros(5, 3), torch.tensor([0, 0, 1, 1])

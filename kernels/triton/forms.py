@@ -60,14 +60,7 @@ def set_row_weight(weights_ptr, slot, FIELD: tl.constexpr, x):
 def half(m, inverse):
     """``(r, f)`` of a normaliser ``(m, 1 / l)``."""
     r = tl.floor((m - tl.log2(inverse)) * 0.5 + 0.5)
-    return r, exp2_of_difference(r, m * 0.5) * tl.sqrt(inverse)
-
-
-@triton.jit
-def exp2_of_difference(r, x):
-    """``exp2(r - x)`` of whole ``r``, from differences that are exact: a rounded one is an error of a whole row."""
-    whole = tl.floor(x + 0.5)
-    return tl.exp2(r - whole) * tl.exp2(whole - x)
+    return r, tl.exp2(r - m * 0.5) * tl.sqrt(inverse)
 
 
 @triton.jit
@@ -132,7 +125,9 @@ def forms(
     m, inverse = load_normaliser(rows_ptr, row, row_ok, N)
     r, _ = half(tl.where(row_ok, m, 0.0), tl.where(row_ok, inverse, 1.0))
     shift = tl.where(merged, r, m)
-    there = tl.where(merged, exp2_of_difference(r + centre, m), 1.0) * inverse
+    # By differences that are exact: the rounding of r + centre - m would be an error of a whole row of p_ab.
+    whole = tl.floor(m + 0.5)
+    there = tl.where(merged, tl.exp2(r + centre - whole) * tl.exp2(whole - m), 1.0) * inverse
     back = tl.where(merged, tl.exp2(r - centre), 1.0)
     set_row_weight(weights_ptr, slot, SHIFT, tl.where(row_ok, shift, float("inf")))
     set_row_weight(weights_ptr, slot, THERE, tl.where(row_ok, there, 0.0))

@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
         computing = (config.round_trips, config.kappa, config.row_gradients, config.column_gradients)
         ways: tuple[str, ...] = ("stored",)
         if config.compute_steps and all(plan.whole_rows(tile) for tile in computing):
-            if not plan.reads_counts and plan.may_recompute:
+            if not plan.reads_counts:
                 ways = ("computed", "recomputed")
             elif sides == 1 and pairs == tiles:
                 ways = ("computed",)

@@ -19,9 +19,6 @@ WORKSPACE_BYTES = 24 * 2**20
 MAX_ROWS_WITHOUT_SYNC = 2048
 """Up to this many rows, buffers for the worst classes are small: at most 18 MiB of round trips in float32, 33 in
 float64, and 27 of their gradient (float32 at "highest")."""
-MOST_TILES_RECOMPUTED = 16
-"""Class tiles up to which steps may be recomputed for each tile of a class: with T tiles that is about 3.5 T scores for
-each element, and a single class has them all. Of tiles of 128 rows it is `MAX_ROWS_WITHOUT_SYNC`."""
 WAVES = 4
 """Work whose shares cost no memory to speak of is shared out for so many times the programs that run at one time."""
 _LEAST_DEPTH = 16
@@ -56,7 +53,6 @@ class Plan:
         # As many as if all rows were one class, and one for each tile.
         whole_tiles = ceil_div(self.n, self.class_rows)
         self.max_pairs = self.max_tiles + (whole_tiles**2 if whole_tiles > 1 else 0)
-        self.may_recompute = whole_tiles <= MOST_TILES_RECOMPUTED
         # What crosses ranks is to be as small as the classes allow.
         self.reads_counts = self.n > MAX_ROWS_WITHOUT_SYNC or inputs.ranks is not None
         self.step_dtype = self.precision.step_dtype(inputs.dtype)

@@ -20,9 +20,7 @@ _SEVERAL_TILES = ((4096, 48, 192, 0), (4096, 48, 192, 1))
 """What is read back of large classes, in the merged and in the plain form; not without the walker, which needs none."""
 _COLUMNS = 65536
 _BATCHES = (
-    # Without a size read back: steps computed and recomputed, or with small tiles stored.
-    (512, _COLUMNS, None),
-    (2048, _COLUMNS, None),
+    (1024, _COLUMNS, None),
     (4096, _COLUMNS, (4096, 48, 48, 0)),
     *((4096, _COLUMNS, counts) for counts in _SEVERAL_TILES),
     # Small ones: one program for all, one for the losses, and several.

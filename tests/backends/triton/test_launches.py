@@ -86,24 +86,6 @@ def test_launches_of_the_general_passes(rows: int, columns: int, dtype: torch.dt
     assert len(backward) <= 8 + splits
 
 
-# One class of T tiles costs some 3.5 T scores for each element where its steps are recomputed.
-@pytest.mark.parametrize(
-    ("architecture", "rows", "ways"),
-    [
-        ("sm_90", 2048, {"computed", "recomputed"}),
-        ("sm_86", 1024, {"computed", "recomputed"}),
-        ("sm_86", 1025, {"stored"}),
-    ],
-)
-def test_steps_are_recomputed_of_few_class_tiles(architecture: str, rows: int, ways: set[str]) -> None:
-    inputs = meta_inputs(rows, torch.bfloat16, columns=4096)
-    with recording(Machine(architecture, 132)) as launches:
-        losses = triton.losses(inputs, needs_gradient=True, statistics=True)
-        upstream = torch.empty((), device="meta")
-        triton.gradients(inputs, losses.saved, upstream, upstream, (True, True, False, False))
-    assert {launch.arguments["WAY"] for launch in launches if "WAY" in launch.arguments} == ways
-
-
 def test_ranges_of_columns_compile_nothing_anew() -> None:
     variants: dict[str, set[str]] = {}
     starts = set()
