@@ -277,6 +277,17 @@ def test_full_mnist_errors_are_the_experiments() -> None:
     assert f"(the paper: 0.89), and at a median of {of_hundred['labels only']['median']} % without" in text
 
 
+def test_full_mnist_settings_are_those_of_the_files() -> None:
+    files = sorted(path.name for path in (RESULTS / "mnist_full").glob("*.csv") if path.name != "table1_curves.csv")
+    short = {"table4.csv", "table5_usps_to_mnist.csv", "table5_mnist_to_usps.csv", "figure2.csv"}
+    rows = [(name, row) for name in files for row in read_results(f"mnist_full/{name}") if row["steps"]]
+    steps = sorted({int(row["steps"]) for _, row in rows})
+    assert steps[-1] == 10_000
+    assert f"short, {steps[0]:,} to {steps[-2]:,} steps" in sentences(BENCHMARKS)
+    assert {name for name, row in rows if row["precision"] == "float32"} == short
+    assert {row["precision"] for name, row in rows if name not in short} == {"bf16"}
+
+
 def test_mnist_errors_are_the_commands() -> None:
     record = (RESULTS / "mnist" / "results.json").read_text(encoding="utf-8")
     last = []
