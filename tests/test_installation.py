@@ -12,7 +12,7 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -57,7 +57,9 @@ def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(build("sdist", source, folder)) as archive:
         assert all(member.isfile() or member.isdir() for member in archive.getmembers())
-        archive.extractall(folder, filter="data")
+        # Python 3.10 and 3.11 have filters from 3.10.12 and 3.11.4 on.
+        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder, **safe)
     (root,) = (path for path in folder.iterdir() if path.is_dir())
     return root
 

@@ -65,8 +65,8 @@ def test_launches_again_have_the_same_arguments(rows: int, columns: int) -> None
     assert len(first) == len(again) == len(third) > 1
 
     def fixed(launches: list[list[Any]]) -> list[list[Any]]:
-        # Buffers may lie elsewhere each time; what was given, numbers and constants stay.
-        return [[x if not isinstance(x, int) or x < 2**32 or x in known else "buffer" for x in y] for y in launches]
+        # Buffers may lie elsewhere each time, in some builds of Python below 2^32; what was given and numbers stay.
+        return [[x if not isinstance(x, int) or x < 2**20 or x in known else "buffer" for x in y] for y in launches]
 
     assert fixed(first) == fixed(again) == fixed(third)
     # As many of the tensors given as were given the first time.
