@@ -26,8 +26,8 @@ from benchmarks.report import markdown
 
 ROUNDS, WARM_UP, PROFILED_STEPS = 20, 2, 5
 KINDS = {
-    "convolutions, backward": ("convolution_backward",),
-    "convolutions, forward": ("mkldnn_convolution",),
+    "convolutions, backward": ("convolution_backward", "slow_conv2d_backward"),
+    "convolutions, forward": ("mkldnn_convolution", "slow_conv2d_forward"),
     "ELU, both": ("elu",),
     "pooling, both": ("max_pool2d",),
     "the association loss, both": ("WalkerVisit",),

@@ -21,10 +21,17 @@ pytestmark = pytest.mark.skipif(machine.machine() is None, reason="machine code 
 
 
 @functools.cache
-def layout_of(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> tuple[labels.Layout, np.ndarray]:
-    """A layout, and the labels it is of, in an order of their own."""
+def machine_of(wide: bool) -> machine.Machine:
+    """The processor's own code, which is ``wide`` with AVX-512, or that for AVX2."""
     own = machine.machine() if wide else narrow_machine()
     assert own is not None
+    return own
+
+
+@functools.cache
+def layout_of(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> tuple[labels.Layout, np.ndarray]:
+    """A layout, and the labels it is of, in an order of their own."""
+    own = machine_of(wide)
     values = np.random.default_rng(seed).permutation(np.arange(len(sizes)).repeat(sizes)) * 7 - 20
     return labels.Labels(values, torch.float32, 1, None).layout(own, parts), values
 
@@ -47,7 +54,7 @@ def test_layout(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> No
     assert (start == np.cumsum(size) - size).all()
     assert (place == np.cumsum(size**2) - size**2).all()
     assert (kernel == np.cumsum(size * kernel_row) - size * kernel_row).all()
-    lanes = 16 if wide else 8
+    lanes = machine_of(wide).lanes
     assert (kernel_row == np.where(size > 1, -(-size // lanes) * lanes, 1)).all()
     alone = int((size == 1).sum())
     assert (layout.number, layout.several, layout.singles) == (len(size), len(size) - alone, alone)
@@ -62,7 +69,7 @@ def test_layout(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> No
 def test_tasks_cover_every_pair_once(sizes: tuple[int, ...], seed: int, parts: int, wide: bool) -> None:
     layout, _ = layout_of(sizes, seed, parts, wide)
     table = layout.class_table()
-    width = 64 if wide else 16
+    width = machine_of(wide).width
     covered = np.zeros(layout.pairs, int)
     loads = np.zeros(parts)
     largest = 0

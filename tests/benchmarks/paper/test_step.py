@@ -70,8 +70,11 @@ def test_each_way_changes_what_it_says(name: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["float32", "bf16"])
 def test_every_named_operation_occurs(name: str) -> None:
+    # Where the processor has no instructions for it, PyTorch convolves bf16 in a way of its own.
+    slow = name == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    absent = {"mkldnn_convolution"} if slow else {"slow_conv2d_forward", "slow_conv2d_backward"}
     done = operations(step.training_step(step.WAYS[name]))
-    assert [part for parts in step.KINDS.values() for part in parts if not any(part in key for key in done)] == []
+    assert absent == {part for parts in step.KINDS.values() for part in parts if not any(part in key for key in done)}
 
 
 def test_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
