@@ -19,17 +19,22 @@ Passes 6 and 7 take the columns range by range. Backward, of each range:
 | pass | module | fills |
 |---|---|---|
 | 1 | `steps` | ``steps``, again |
-| 2 | `kappa` | ``kappa_parts`` |
-| 3 | `kappa`, ``column_terms`` | ``terms`` |
-| 4 | `score_gradients` | ``ds`` |
-| 5 | `row_gradients` | ``da_parts``, ``dbias_a_parts`` |
-| 6 | `column_gradients` | ``db``, ``dbias_b`` or shares of them |
-| 7 | `shares` | ``db``, ``dbias_b`` from their shares and, after the last range, ``da``, ``dbias_a`` |
+| 2 | `score_gradients` | ``exact``, ``kappa_parts`` |
+| 3 | `kappa`, ``take_off_kappa`` | ``ds`` |
+| 4 | `row_gradients` | ``da_parts``, ``dbias_a_parts`` |
+| 5 | `column_gradients` | ``db``, ``dbias_b`` or shares of them |
+| 6 | `shares` | ``db``, ``dbias_b`` from their shares and, after the last range, ``da``, ``dbias_a`` |
 
 Where classes are known to fit a tile each and steps to be in the merged form, passes that need steps or gradients of
-scores compute them (`steps`), and those that would store them are left out. Forward and backward compute the scores
-four times where steps are stored (``12 N M D`` operations with the gradients of the embeddings), else six
-(``16 N M D``).
+scores compute them (`steps`); up to 2,048 rows the device chooses how. In the place of passes 1 to 3 are then
+
+| pass | module | fills |
+|---|---|---|
+| 1 | `kappa` | ``kappa_parts`` |
+| 2 | `kappa`, ``column_terms`` | ``terms`` |
+
+Forward and backward compute the scores four times where steps are stored (``12 N M D`` operations with the gradients
+of the embeddings), else six (``16 N M D``).
 `split_rows` comes first where float32 is multiplied in parts.
 
 `buffers` says what every buffer holds, and is what kernels and host agree on. `primitives` has tile mathematics that

@@ -12,8 +12,10 @@ length; of ``slots`` and ``tiles`` that is their stride, ``SLOTS`` and ``TILES``
 
 - ``visit`` [M] acc: visit probabilities; ``visit_parts`` [programs] acc: shares of the visit loss.
 - ``steps`` [sides, parts, CHUNK, SLOTS], of a range: both factors of the steps (`fastassoc.kernels.triton.forms`), one
-  side where they are known to be the same. In the backward pass ``ds`` [parts, CHUNK, SLOTS] has the gradients of the
-  scores in the same form; they take the place of the steps where no other tile needs these.
+  side where they are known to be the same. In the backward pass ``ds`` [parts, CHUNK, SLOTS], the gradients of the
+  scores, take the place of the first side.
+- ``exact`` [CHUNK, SLOTS], of a range: gradients of the scores without ``kappa``, before they are rounded. In acc, or
+  where steps are one bfloat16 part in float16, in ``units`` [tiles, CHUNK] acc: the largest of a class tile and column.
 - ``trips`` [items, CLASS_ROWS, CLASS_ROWS] acc: shares of ``sum_j left_ij right_kj``, of all ranges so far; ``rho``
   [items, CLASS_ROWS] acc: shares of ``sum_j left_ij alpha_j h_j``, likewise.
 - ``g`` [parts, pairs, CLASS_ROWS, CLASS_ROWS] in the dtype of the steps: ``G_ik there_i back_k``, 0 across classes,
@@ -82,7 +84,8 @@ walker, ``sum_k G_ik p_aba_ik``, and of the visits, ``sum_j p_ab_ij h_j``, at up
 # ``terms`` [TERM_FIELDS, CHUNK] acc, of a range
 TERM_FIELDS = 2
 OF_THERE, OF_BACK = map(tl.constexpr, range(TERM_FIELDS))
-"""``alpha_j h_j`` and ``kappa_j / alpha_j``, times their upstream gradients, 0 where there is none."""
+"""``alpha_j h_j`` and ``kappa_j / alpha_j``, times their upstream gradients, 0 where there is none. Not where
+steps are stored."""
 
 # ``walker_parts`` [WALKER_PART_FIELDS, programs] acc
 WALKER_PART_FIELDS = 3

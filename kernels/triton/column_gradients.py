@@ -6,7 +6,7 @@ import triton.language as tl
 from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.kappa import load_g
 from fastassoc.kernels.triton.primitives import joined, load_rows, product, slot_rows, split
-from fastassoc.kernels.triton.score_gradients import class_gradients, merged_gradients
+from fastassoc.kernels.triton.score_gradients import merged_gradients, recomputed_gradients
 from fastassoc.kernels.triton.steps import load_steps, load_values, other_way, slot_tile
 
 
@@ -54,9 +54,9 @@ def column_gradients(
             )  # fmt: skip
             x = split(exact, PRODUCT)
         else:
-            exact = class_gradients(
+            exact = recomputed_gradients(
                 a, b, ds, tables, tile, tl.program_id(0) * BLOCK_M, b_tile, D, scale, g_ptr, terms_ptr,
-                grad_walker_ptr, grad_visit_ptr, PAIRS, 2, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+                grad_walker_ptr, grad_visit_ptr, PAIRS, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
             x = split(exact, PRODUCT)
         if WAY != "computed" or PRECISION != PRODUCT:
@@ -67,7 +67,7 @@ def column_gradients(
             total += tl.sum(joined(x, ACC), 1)
     if WAY == "stored" and dbias_b_ptr is not None:
         for tile in range(start, tl.minimum(start + share, tiles)):
-            total += tl.sum(load_values(ds, tile, tl.program_id(0) * BLOCK_M, ACC, BLOCK_M, BLOCK_N, PRODUCT), 1)
+            total += tl.sum(load_values(ds, 0, tile, tl.program_id(0) * BLOCK_M, ACC, BLOCK_M, BLOCK_N, PRODUCT), 1)
     if WHOLE:
         line, unit = column, tl.full([1, 1], scale, ACC)
     else:

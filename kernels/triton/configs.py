@@ -141,7 +141,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
                 steps=Tile(128, 128, 128, 8, 1, 2),
                 round_trips=Tile(128, 64, 128, 4, 3, 2),
                 kappa=Tile(128, 64, 128, 4, 1, 2),
-                score_gradients=Tile(128, 64, 128, 4, 1, 2),
+                score_gradients=Tile(128, 128, 128, 8, 1, 1),
                 row_gradients=Tile(128, 128, 128, 8, 3, 1),
                 column_gradients=Tile(128, 128, 128, 8, 2, 1),
             ),

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import (
     ALPHA,
+    BACK,
     CLASS_TILES,
     FIRST_PAIR,
     FIRST_TILE,
@@ -14,7 +15,7 @@ from fastassoc.kernels.triton.buffers import (
     TILE_COUNT,
     H,
 )
-from fastassoc.kernels.triton.forms import column_weight
+from fastassoc.kernels.triton.forms import column_weight, row_weight
 from fastassoc.kernels.triton.primitives import load_parts, load_rows, part_count, product, split, transposed
 from fastassoc.kernels.triton.round_trips import column_shares
 from fastassoc.kernels.triton.steps import (
@@ -24,6 +25,8 @@ from fastassoc.kernels.triton.steps import (
     other_way,
     recomputed_steps,
     slot_tile,
+    store_steps,
+    tile_offsets,
 )
 
 
@@ -69,25 +72,23 @@ def class_product(
 @triton.jit
 def kappa(
     a, b, steps, tables, g_ptr, kappa_parts_ptr, D, scale: tl.float64, PAIRS, ITEMS,
-    SIDES: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Shares of ``kappa_j = sum_i p_ab_ij U_ij = sum_i left_ij sum_k G_ik there_i back_k right_kj``.
 
     In the merged form g counts both ways, and half of the sum is ``kappa``. A program owns a class tile and a share of
-    the range. Fills ``kappa_parts``. ``WAY`` is that of the steps (`fastassoc.kernels.triton.steps`).
+    the range. Fills ``kappa_parts``. ``WAY`` is that of the steps (`fastassoc.kernels.triton.steps`), "computed" or
+    "recomputed".
     """
-    if WAY != "stored":  # noqa: SIM102
-        if other_way(tables, WAY):
-            return
+    if other_way(tables, WAY):
+        return
     tiles = tl.load(tables.counts_ptr + TILE_COUNT)
     shares = column_shares(tiles, ITEMS, steps.CHUNK // BLOCK_M)
     tile = tl.program_id(0) // shares
     if tile >= tiles:
         return
-    plain = 0
-    if SIDES == 2:
-        plain = tl.load(tables.counts_ptr + PLAIN)
+    plain = tl.load(tables.counts_ptr + PLAIN)
     a_tile = None
     g = None
     if WAY == "computed":
@@ -97,25 +98,20 @@ def kappa(
     start = tl.program_id(0) % shares * share
     for first in range(start, tl.minimum(start + share, tl.minimum(steps.CHUNK, tables.M - steps.START)), BLOCK_M):
         column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
-        b_tile = None  # [BLOCK_M, BLOCK_D]
-        if WAY != "stored":
-            b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)
-        if WAY != "computed":
-            u = class_product(
-                a, b, steps, plain, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 1 - plain,
-                False, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
-            )  # fmt: skip
-            if WAY == "stored":
-                left = load_values(steps, tile, first, u.dtype, BLOCK_M, BLOCK_N, PRODUCT)
-            else:
-                left = recomputed_steps(
-                    a, b, tables, 0, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
-                )
-        else:
+        b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
+        if WAY == "computed":
             left = merged_steps(
                 a, b, tables, tile, column, a_tile, b_tile, D, scale, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
             )
             u = product(split(left, PRODUCT), g, tl.zeros_like(left))
+        else:
+            u = class_product(
+                a, b, steps, plain, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 1 - plain,
+                False, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # fmt: skip
+            left = recomputed_steps(
+                a, b, tables, 0, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
+            )
         total = tl.sum(left * u, 1)
         if WAY == "computed":
             # Every trip has been counted both ways.
@@ -125,29 +121,81 @@ def kappa(
 
 
 @triton.jit
+def added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T: tl.constexpr):
+    """``kappa`` from its shares, added in order; 0 where not ``valid``."""
+    total = tl.zeros([within.shape[0]], dtype=kappa_parts_ptr.dtype.element_ty)
+    tiles = tl.load(tables.counts_ptr + TILE_COUNT)
+    for start in range(0, tiles, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        offsets = t.to(tl.int64)[:, None] * CHUNK + within[None, :]
+        ok = (t < tiles)[:, None] & valid[None, :]
+        total += tl.sum(tl.load(kappa_parts_ptr + offsets, mask=ok, other=0.0), 0)
+    return total
+
+
+@triton.jit
+def there_term(tables, column, valid, grad_visit_ptr):
+    """``OF_THERE`` of ``terms``, 0 without an upstream gradient."""
+    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
+    x = tl.zeros_like(alpha)
+    if grad_visit_ptr is not None:
+        x = tl.load(grad_visit_ptr) * (alpha * column_weight(tables, column, valid, H, 0.0))
+    return x
+
+
+@triton.jit
+def back_term(tables, kappa_parts_ptr, column, within, valid, CHUNK, grad_walker_ptr, BLOCK_T: tl.constexpr):
+    """``OF_BACK`` of ``terms``, 0 without an upstream gradient."""
+    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
+    x = tl.zeros_like(alpha)
+    if grad_walker_ptr is not None:
+        kappa = added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T)
+        x = kappa * (tl.load(grad_walker_ptr) / alpha)
+    return x
+
+
+@triton.jit
 def column_terms(
     tables, kappa_parts_ptr, grad_walker_ptr, grad_visit_ptr, terms_ptr, CHUNK, START,
     BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """``kappa`` from its shares, added in order; what it and ``h`` put into the gradients of a column's scores.
+    """What ``kappa`` and ``h`` put into the gradients of a column's scores.
 
     A program owns BLOCK_M columns. Fills ``terms``.
     """
     within = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (START + within).to(tl.int64)
     valid = column < tables.M
-    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
-    of_there = tl.zeros_like(alpha)
-    of_back = tl.zeros_like(alpha)
-    if grad_visit_ptr is not None:
-        of_there = tl.load(grad_visit_ptr) * (alpha * column_weight(tables, column, valid, H, 0.0))
-    if grad_walker_ptr is not None:
-        tiles = tl.load(tables.counts_ptr + TILE_COUNT)
-        for start in range(0, tiles, BLOCK_T):
-            t = start + tl.arange(0, BLOCK_T)
-            offsets = t.to(tl.int64)[:, None] * CHUNK + within[None, :]
-            ok = (t < tiles)[:, None] & valid[None, :]
-            of_back += tl.sum(tl.load(kappa_parts_ptr + offsets, mask=ok, other=0.0), 0)
-        of_back *= tl.load(grad_walker_ptr) / alpha
+    of_there = there_term(tables, column, valid, grad_visit_ptr)
+    of_back = back_term(tables, kappa_parts_ptr, column, within, valid, CHUNK, grad_walker_ptr, BLOCK_T)
     tl.store(terms_ptr + OF_THERE * CHUNK + within, of_there)
     tl.store(terms_ptr + OF_BACK * CHUNK + within, of_back)
+
+
+@triton.jit
+def take_off_kappa(
+    steps, exact_ptr, units_ptr, tables, kappa_parts_ptr, grad_walker_ptr,
+    SIDES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """``ds_ij = exact_ij - q_ij kappa_j``, with its upstream gradient, in the place of ``left_ij``.
+
+    A program owns a tile of columns and every num_programs(1)-th class tile.
+    """
+    ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
+    first = tl.program_id(0) * BLOCK_M
+    within = first + tl.arange(0, BLOCK_M)
+    column = (steps.START + within).to(tl.int64)
+    valid = column < tables.M
+    of_back = back_term(tables, kappa_parts_ptr, column, within, valid, steps.CHUNK, grad_walker_ptr, BLOCK_T)
+    # In the merged form both sides are one.
+    side = tl.cast(0, tl.int32)
+    if SIDES == 2:
+        side = tl.load(tables.counts_ptr + PLAIN)
+    for tile in range(tl.program_id(1), tl.load(tables.counts_ptr + TILE_COUNT), tl.num_programs(1)):
+        x = tl.load(exact_ptr + tile_offsets(steps, tile, first, BLOCK_M, BLOCK_N)).to(ACC)
+        if units_ptr is not None:
+            x *= tl.load(units_ptr + tl.cast(tile, tl.int64) * steps.CHUNK + within)[:, None]
+        right = load_values(steps, side, tile, first, ACC, BLOCK_M, BLOCK_N, PRODUCT)
+        back = row_weight(tables.weights_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), BACK)
+        x -= right * (back[None, :] * of_back[:, None])
+        store_steps(steps, 0, tile, first, x, BLOCK_M, BLOCK_N, PRODUCT)

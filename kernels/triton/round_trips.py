@@ -157,7 +157,7 @@ def round_trips(
             for first in range(start, end, BLOCK_M):
                 column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
                 if WAY == "stored":
-                    left = load_values(steps, tile_i, first, ACC, BLOCK_M, BLOCK_N, PRODUCT)
+                    left = load_values(steps, 0, tile_i, first, ACC, BLOCK_M, BLOCK_N, PRODUCT)
                 else:
                     b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)
                     left = recomputed_steps(

@@ -7,7 +7,7 @@ from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.kappa import load_g
 from fastassoc.kernels.triton.primitives import joined, load_rows, product, split, transposed
 from fastassoc.kernels.triton.round_trips import add_to
-from fastassoc.kernels.triton.score_gradients import class_gradients, merged_gradients
+from fastassoc.kernels.triton.score_gradients import merged_gradients, recomputed_gradients
 from fastassoc.kernels.triton.shares import row_share
 from fastassoc.kernels.triton.steps import load_steps, load_values, other_way, slot_tile
 
@@ -70,9 +70,9 @@ def row_gradients(
                     total += tl.sum(joined(x, ACC), 1)
             else:
                 b_tile = load_rows(b, column, valid, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
-                exact = class_gradients(
+                exact = recomputed_gradients(
                     a, b, ds, tables, tile, first, b_tile, D, scale, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr,
-                    PAIRS, 2, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+                    PAIRS, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
                 )  # [BLOCK_M, BLOCK_N]  # fmt: skip
                 x = split(exact, PRODUCT)
                 if PRECISION != PRODUCT:
@@ -82,7 +82,7 @@ def row_gradients(
                     total += tl.sum(joined(x, ACC), 0)
         if WAY == "stored" and dbias_a_parts_ptr is not None:
             for first in range(start, end, BLOCK_M):
-                total += tl.sum(load_values(ds, tile, first, ACC, BLOCK_M, BLOCK_N, PRODUCT), 0)
+                total += tl.sum(load_values(ds, 0, tile, first, ACC, BLOCK_M, BLOCK_N, PRODUCT), 0)
         offs_d = d + tl.arange(0, BLOCK_D)
         # No two programs and tiles have the same sum: the next program begins at this tile or a later one.
         line = (program + tile).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)

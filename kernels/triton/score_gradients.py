@@ -15,21 +15,35 @@ from fastassoc.kernels.triton.buffers import (
     TILE_COUNT,
 )
 from fastassoc.kernels.triton.forms import column_weight, row_weight
-from fastassoc.kernels.triton.kappa import class_product
+from fastassoc.kernels.triton.kappa import class_product, there_term
 from fastassoc.kernels.triton.primitives import joined, product, split
-from fastassoc.kernels.triton.steps import along, class_steps, load_values, merged_steps, recomputed_steps, store_steps
+from fastassoc.kernels.triton.steps import (
+    along,
+    class_steps,
+    load_values,
+    merged_steps,
+    recomputed_steps,
+    store_steps,
+    tile_offsets,
+)
+
+
+@triton.jit
+def load_terms(terms_ptr, within, CHUNK):
+    """Both of ``terms``."""
+    return tl.load(terms_ptr + OF_THERE * CHUNK + within), tl.load(terms_ptr + OF_BACK * CHUNK + within)
 
 
 @triton.jit
 def of_left(
-    u, tables, slot, column, valid, within, CHUNK, merged, terms_ptr, grad_walker_ptr, grad_visit_ptr,
+    u, tables, slot, column, valid, of_there, of_back, merged, grad_walker_ptr, grad_visit_ptr,
     ROWS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """What ``left_ij`` is to be multiplied by: weights of rows and of columns, and ``u`` of both.
 
-        g_w u_ij + there_i (g_v alpha_j h_j - (g_w rho_w_i + g_v rho_v_i) alpha_j) - back_i (g_w kappa_j / alpha_j)
+        g_w u_ij + there_i (of_there_j - (g_w rho_w_i + g_v rho_v_i) alpha_j) - back_i of_back_j
 
-    ``merged`` is 1, or 0 in the plain form, which has no last term.
+    ``merged`` is 1, or 0 in the plain form, which has no last term; nor is there one where ``of_back`` is None.
     """
     there = row_weight(tables.weights_ptr, slot, THERE)
     rho = tl.zeros_like(there)
@@ -40,11 +54,12 @@ def of_left(
     alpha = along(column_weight(tables, column, valid, ALPHA, 0.0), not ROWS_FIRST)
     x = -along(there * rho, ROWS_FIRST) * alpha
     if grad_visit_ptr is not None:
-        x += along(there, ROWS_FIRST) * along(tl.load(terms_ptr + OF_THERE * CHUNK + within), not ROWS_FIRST)
+        x += along(there, ROWS_FIRST) * along(of_there, not ROWS_FIRST)
     if grad_walker_ptr is not None:
         x += tl.load(grad_walker_ptr) * u
+    if grad_walker_ptr is not None and of_back is not None:
         back = merged * row_weight(tables.weights_ptr, slot, BACK)
-        x -= along(back, ROWS_FIRST) * along(tl.load(terms_ptr + OF_BACK * CHUNK + within), not ROWS_FIRST)
+        x -= along(back, ROWS_FIRST) * along(of_back, not ROWS_FIRST)
     return x
 
 
@@ -67,20 +82,24 @@ def merged_gradients(
             u = product(steps, g, tl.zeros_like(left))
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = column < tables.M
+    of_there, of_back = load_terms(terms_ptr, within, CHUNK)
     return left * of_left(
-        u, tables, slot, column, valid, within, CHUNK, 1.0, terms_ptr, grad_walker_ptr, grad_visit_ptr, ROWS_FIRST
+        u, tables, slot, column, valid, of_there, of_back, 1.0, grad_walker_ptr, grad_visit_ptr, ROWS_FIRST
     )
 
 
 @triton.jit
 def class_gradients(
-    a, b, steps, tables, tile, first, b_tile, D, scale, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
+    a, b, steps, tables, tile, first, b_tile, D, scale, g_ptr, of_there, of_back, grad_walker_ptr, grad_visit_ptr,
+    PAIRS,
     SIDES: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """``ds_ij`` as `score_gradients` has it from steps that are "stored" or "recomputed", [BLOCK_M, BLOCK_N]."""
-    within = first + tl.arange(0, BLOCK_M)
-    column = (steps.START + within).to(tl.int64)
+    """``ds_ij`` as `score_gradients` has it, [BLOCK_M, BLOCK_N], from steps that are "stored" or "recomputed".
+
+    And the tile's share of ``kappa_j``, [BLOCK_M]; None without an upstream gradient.
+    """
+    column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
     valid = column < tables.M
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     plain = 0
@@ -93,31 +112,50 @@ def class_gradients(
             False, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
         )  # fmt: skip
     if WAY == "stored":
-        left = load_values(steps, tile, first, tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, PRODUCT)
+        left = load_values(steps, 0, tile, first, tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, PRODUCT)
     else:
         left = recomputed_steps(a, b, tables, 0, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
     x = left * of_left(
-        u, tables, slot, column, valid, within, steps.CHUNK, 1.0 - plain,
-        terms_ptr, grad_walker_ptr, grad_visit_ptr, False,
-    )  # fmt: skip
+        u, tables, slot, column, valid, of_there, of_back, 1.0 - plain, grad_walker_ptr, grad_visit_ptr, False
+    )
+    kappa = None
+    if grad_walker_ptr is not None:
+        # In the merged form every trip has been counted both ways.
+        kappa = tl.sum(left * u, 1) * tl.where(plain == 0, 0.5, 1.0)
     if SIDES == 2 and grad_walker_ptr is not None:  # noqa: SIM102
         if plain != 0:
             w = class_product(
                 a, b, steps, 0, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 0,
                 True, WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
-            w = tl.load(grad_walker_ptr) * w - tl.load(terms_ptr + OF_BACK * steps.CHUNK + within)[:, None]
+            w *= tl.load(grad_walker_ptr)
+            if of_back is not None:
+                w -= of_back[:, None]
             right = class_steps(
                 a, b, steps, tables, 1, tile, first, b_tile, D, scale,
                 WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
             x += joined(right, w.dtype) * w
+    return x, kappa
+
+
+@triton.jit
+def recomputed_gradients(
+    a, b, steps, tables, tile, first, b_tile, D, scale, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """``ds_ij`` from steps that are "recomputed", [BLOCK_M, BLOCK_N]."""
+    of_there, of_back = load_terms(terms_ptr, first + tl.arange(0, BLOCK_M), steps.CHUNK)
+    x, _ = class_gradients(
+        a, b, steps, tables, tile, first, b_tile, D, scale, g_ptr, of_there, of_back, grad_walker_ptr, grad_visit_ptr,
+        PAIRS, 2, "recomputed", BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+    )  # fmt: skip
     return x
 
 
 @triton.jit
 def score_gradients(
-    steps, ds, tables, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
+    steps, exact_ptr, units_ptr, tables, g_ptr, kappa_parts_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
     SIDES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``ds_ij = p_ab_ij (U_ij + h_j - rho_i) + q_ij (W_ij - kappa_j)``, in the merged form
@@ -126,15 +164,30 @@ def score_gradients(
 
     with either term times its upstream gradient, and without a term whose upstream gradient is None.
 
-    A program owns a class tile and a tile of columns. Fills ``ds``, which may be ``steps`` where no other tile needs
-    these.
+    Of ``kappa_j``, a sum over all rows, a program has its share alone: ``exact`` goes without, and
+    `fastassoc.kernels.triton.kappa.take_off_kappa` makes ``ds`` of it. A program owns a class tile and a tile of
+    columns. Fills ``exact``, ``units`` unless it is None, and ``kappa_parts``, or without the walker ``ds``, in the
+    place of the steps.
     """
     tile = tl.program_id(1)
     if tile >= tl.load(tables.counts_ptr + TILE_COUNT):
         return
     first = tl.program_id(0) * BLOCK_M
-    x = class_gradients(
-        None, None, steps, tables, tile, first, None, 0, 0.0, g_ptr, terms_ptr, grad_walker_ptr, grad_visit_ptr, PAIRS,
-        SIDES, "stored", BLOCK_N, BLOCK_M, BLOCK_N, PRODUCT, PRODUCT,
+    column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
+    of_there = there_term(tables, column, column < tables.M, grad_visit_ptr)
+    x, kappa = class_gradients(
+        None, None, steps, tables, tile, first, None, 0, 0.0, g_ptr, of_there, None, grad_walker_ptr, grad_visit_ptr,
+        PAIRS, SIDES, "stored", BLOCK_N, BLOCK_M, BLOCK_N, PRODUCT, PRODUCT,
     )  # fmt: skip
-    store_steps(ds, 0, tile, first, x, BLOCK_M, BLOCK_N, PRODUCT)
+    if grad_walker_ptr is None:
+        store_steps(steps, 0, tile, first, x, BLOCK_M, BLOCK_N, PRODUCT)
+    else:
+        line = tl.cast(tile, tl.int64) * steps.CHUNK + first + tl.arange(0, BLOCK_M)
+        tl.store(kappa_parts_ptr + line, kappa)
+        if units_ptr is not None:
+            # Below it a number would have no inverse.
+            least = tl.full([1], 2.0**-120, x.dtype)
+            unit = tl.maximum(tl.max(tl.abs(x), 1), least)
+            tl.store(units_ptr + line, unit)
+            x *= (1.0 / unit)[:, None]
+        tl.store(exact_ptr + tile_offsets(steps, tile, first, BLOCK_M, BLOCK_N), x.to(exact_ptr.dtype.element_ty))

@@ -49,14 +49,14 @@ def load_steps(steps, side, tile, first, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
 
 @triton.jit
 def load_values(
-    steps, tile, first, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr
+    steps, side, tile, first, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr
 ):
-    """Numbers [BLOCK_M, BLOCK_N], not an operand, from the first side.
+    """Numbers [BLOCK_M, BLOCK_N], not an operand.
 
     Not for an innermost loop, which is pipelined, that multiplies the same tile: on sm_90, Triton 3.7.1 gives what is
     read for both one buffer, and copies the next tile into it while tensor cores still read this one.
     """
-    return joined(load_steps(steps, 0, tile, first, BLOCK_M, BLOCK_N, PRODUCT), ACC)
+    return joined(load_steps(steps, side, tile, first, BLOCK_M, BLOCK_N, PRODUCT), ACC)
 
 
 @triton.jit

@@ -29,7 +29,6 @@ NEEDED = {
     ("row_gradients", "computed"): ((1, 1, 1, 0), 1),
     ("column_gradients", "computed"): ((1, 1, 1, 0), 1),
     ("round_trips", "stored"): ((0, 0, 0, 1), 0),
-    ("kappa", "stored"): ((0, 1, 0, 0), 0),
     ("score_gradients", None): ((0, 1, 0, 0), 0),
     ("row_gradients", "stored"): ((0, 0, 1, 0), 0),
     ("column_gradients", "stored"): ((0, 0, 1, 0), 0),
@@ -78,4 +77,4 @@ def test_work_is_done_once(architecture: str, mode: str, times: int) -> None:
         of_tile = exponentials * rows * columns // (32 * compilation.warps)
         assert of_tile <= ptx.count("ex2.approx") <= of_tile + 2 * max(rows, columns) // 4, key
     assert found == shipped
-    assert len(found) >= (len(NEEDED) if mode == "bf16" else 8)
+    assert len(found) >= (len(NEEDED) if mode == "bf16" else 7)

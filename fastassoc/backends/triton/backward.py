@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastassoc.backends.protocol import Gradients, Needs
@@ -14,7 +15,7 @@ from fastassoc.backends.triton.plan import WAVES, Plan, Range, ceil_div
 from fastassoc.kernels.triton.buffers import TERM_FIELDS
 from fastassoc.kernels.triton.column_gradients import column_gradients
 from fastassoc.kernels.triton.configs import MOST_COLUMNS
-from fastassoc.kernels.triton.kappa import column_terms, kappa
+from fastassoc.kernels.triton.kappa import column_terms, kappa, take_off_kappa
 from fastassoc.kernels.triton.row_gradients import row_gradients
 from fastassoc.kernels.triton.score_gradients import score_gradients
 from fastassoc.kernels.triton.shares import add_column_shares, add_row_shares
@@ -22,6 +23,10 @@ from fastassoc.kernels.triton.shares import add_column_shares, add_row_shares
 _SHARE_LINES, _SHARE_COLUMNS = 16, 128
 """Rows and columns of a gradient that one program adds up."""
 
+_KAPPA_TILES = 16
+"""Shares of ``kappa`` that are read at one time."""
+_KAPPA_COLUMNS, _KAPPA_PROGRAMS = 16, 8
+"""Columns that one program takes ``kappa`` off, and programs that share their class tiles."""
 _SHARE_TILES = 4
 """Fewest class tiles of a share of ``db``: for fewer a launch that adds shares up would cost more than it saves."""
 
@@ -42,15 +47,17 @@ class Backward:
         self.a, self.b = plan.embeddings_a(), plan.embeddings_b()
         self.launch = OverRanges()
         self.slots = sizes.tiles * plan.class_rows
-        # Gradients of scores take the place of steps where no other tile needs these.
-        separate = sizes.stored and grad_walker is not None and not sizes.one_tile
-        self.matrices = (sizes.sides + separate) * sizes.stored
-        # What a column takes: steps and gradients of scores, or shares of kappa and terms.
-        stored_bytes = self.matrices * plan.step_bytes(self.slots)
-        computed_bytes = (sizes.tiles + TERM_FIELDS) * plan.inputs.dtype.itemsize
-        self.chunk = plan.chunk(stored_bytes if sizes.stored else computed_bytes)
-        self.ds = sizes.sides if separate else 0
         new, dtype = plan.inputs.a.new_empty, plan.inputs.dtype
+        self.sides = sizes.sides * sizes.stored
+        # What a column takes: steps, and gradients of scores before they are rounded; or shares of kappa and terms.
+        column_bytes = (sizes.tiles + TERM_FIELDS) * dtype.itemsize
+        exact_dtype = plan.precision.exact_dtype(dtype)
+        exact = sizes.stored and grad_walker is not None
+        if sizes.stored:
+            column_bytes = self.sides * plan.step_bytes(self.slots) + exact * self.slots * exact_dtype.itemsize
+        self.chunk = plan.chunk(column_bytes)
+        self.exact = new(self.chunk, self.slots, dtype=exact_dtype) if exact else None
+        self.units = new(sizes.tiles, self.chunk, dtype=dtype) if exact and exact_dtype == torch.float16 else None
         self.kappa_parts = None if grad_walker is None else new(sizes.tiles, self.chunk, dtype=dtype)
         self.upstream: dict[str, Any] = {
             "g_ptr": None if grad_walker is None else g,
@@ -67,14 +74,12 @@ class Backward:
         plan = self.plan
         da = RowParts.allocate(plan, self.sizes, self.chunk, needs[2]) if needs[0] or needs[2] else None
         db = ColumnGradients.allocate(self, needs[3]) if needs[1] or needs[3] else None
-        for part in plan.ranges(self.slots, self.chunk, self.matrices, self.ds):
+        for part in plan.ranges(self.slots, self.chunk, self.sides):
             if self.sizes.stored:
                 store_steps(self.launch, plan, self.a, self.b, self.buffers, self.sizes, part.steps, part.columns)
-            if self.kappa_parts is not None:
-                self._find_kappa(part)
-            self._add_column_terms(part)
-            if self.sizes.stored:
                 self._store_score_gradients(part)
+            else:
+                self._find_column_terms(part)
             if da is not None:
                 self._row_gradients(da, part)
             if db is not None:
@@ -83,11 +88,11 @@ class Backward:
         result_b, dbias_b = (None, None) if db is None else (db.whole, db.bias)
         return Gradients(result_a if needs[0] else None, result_b if needs[1] else None, dbias_a, dbias_b)
 
-    def _find_kappa(self, part: Range) -> None:
-        """``kappa_parts`` of a range."""
+    def _find_column_terms(self, part: Range) -> None:
+        """``terms`` of a range."""
         plan, tile = self.plan, self.plan.config.kappa
         items = WAVES * plan.programs(tile)
-        for way in self.sizes.ways:
+        for way in self.sizes.ways if self.kappa_parts is not None else ():
             self.launch(
                 kappa,
                 (max(items, self.sizes.tiles),),
@@ -98,14 +103,10 @@ class Backward:
                 kappa_parts_ptr=self.kappa_parts,
                 PAIRS=self.sizes.pairs,
                 ITEMS=items,
-                SIDES=self.sizes.sides_of(way),
                 WAY=way,
                 PRODUCT=plan.precision.others,
-                **plan.scores(tile, self.a, self.b, self.sizes.stored),
+                **plan.scores(tile, self.a, self.b),
             )
-
-    def _add_column_terms(self, part: Range) -> None:
-        """``terms`` of a range."""
         self.launch(
             column_terms,
             (part.columns // MOST_COLUMNS,),
@@ -113,24 +114,42 @@ class Backward:
             CHUNK=self.chunk,
             START=part.steps.START,
             BLOCK_M=MOST_COLUMNS,
-            BLOCK_T=16,
+            BLOCK_T=_KAPPA_TILES,
             **{name: self.upstream[name] for name in ("tables", "grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},
         )
 
     def _store_score_gradients(self, part: Range) -> None:
         """``ds`` of a range."""
-        tile = self.plan.config.score_gradients
+        plan, tile = self.plan, self.plan.config.score_gradients
+        shared: dict[str, Any] = {
+            "steps": part.steps,
+            "exact_ptr": self.exact,
+            "units_ptr": self.units,
+            "tables": self.upstream["tables"],
+            "kappa_parts_ptr": self.kappa_parts,
+            "grad_walker_ptr": self.upstream["grad_walker_ptr"],
+            "SIDES": self.sizes.sides,
+            "BLOCK_N": tile.rows,
+            "PRODUCT": plan.precision.others,
+        }
         self.launch(
             score_gradients,
             (part.columns // tile.columns, self.sizes.tiles),
             tile,
-            steps=part.steps,
-            ds=part.ds,
-            SIDES=self.sizes.sides,
-            BLOCK_N=tile.rows,
+            g_ptr=self.upstream["g_ptr"],
+            grad_visit_ptr=self.upstream["grad_visit_ptr"],
+            PAIRS=self.sizes.pairs,
             BLOCK_M=tile.columns,
-            **self.upstream,
+            **shared,
         )
+        if self.kappa_parts is not None:
+            self.launch(
+                take_off_kappa,
+                (part.columns // _KAPPA_COLUMNS, min(self.sizes.tiles, _KAPPA_PROGRAMS)),
+                BLOCK_M=_KAPPA_COLUMNS,
+                BLOCK_T=_KAPPA_TILES,
+                **shared,
+            )
 
     def _columns(self, part: Range, db: ColumnGradients) -> None:
         """``db`` and ``dbias_b`` of a range."""
@@ -141,7 +160,7 @@ class Backward:
                 column_gradients,
                 (part.columns // tile.columns, db.depths, 1 if db.parts is None else db.parts.shape[0]),
                 tile,
-                ds=part.ds,
+                ds=part.steps,
                 db_ptr=db.parts if shared else db.whole,
                 dbias_b_ptr=db.bias_parts if shared else db.bias,
                 WAY=way,
@@ -196,7 +215,7 @@ class Backward:
                 row_gradients,
                 (da.programs, da.depths),
                 plan.config.tile("row_gradients", way),
-                ds=part.ds,
+                ds=part.steps,
                 da_parts_ptr=da.parts,
                 dbias_a_parts_ptr=da.bias_parts,
                 WAY=way,

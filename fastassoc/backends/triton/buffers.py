@@ -57,11 +57,6 @@ class Sizes(NamedTuple):
         """Whether steps have a workspace."""
         return self.ways == ("stored",)
 
-    @property
-    def one_tile(self) -> bool:
-        """Whether all classes are known to fit a tile: every tile is then a pair with itself alone."""
-        return self.pairs == self.tiles
-
 
 class Buffers(NamedTuple):
     """The buffers of a call, under their names in the kernels."""

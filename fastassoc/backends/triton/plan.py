@@ -10,12 +10,14 @@ import torch
 from fastassoc.backends.protocol import Inputs
 from fastassoc.backends.triton.launch import launch, machine
 from fastassoc.backends.triton.precision import choose_precision
-from fastassoc.kernels.triton.buffers import Embeddings, Steps
+from fastassoc.kernels.triton.buffers import COLUMN_FIELDS, Embeddings, Steps
 from fastassoc.kernels.triton.configs import MOST_COLUMNS, Config, Tile, choose_config
 from fastassoc.kernels.triton.split_rows import split_rows
 
-WORKSPACE_BYTES = 24 * 2**20
+WORKSPACE_BYTES = 32 * 2**20
 """Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
+WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 40 * 2**20, 24 * 2**20
+"""With what is kept of all columns the workspace takes no more than that, but it is never smaller than the second."""
 MAX_ROWS_WITHOUT_SYNC = 2048
 """Up to this many rows, buffers for the worst classes are small: at most 18 MiB of round trips in float32, 33 in
 float64, and 27 of their gradient (float32 at "highest")."""
@@ -29,8 +31,6 @@ class Range(NamedTuple):
     """Columns that are taken at one time."""
 
     steps: Steps
-    ds: Steps
-    """Where gradients of the scores go: the place of the steps, or one of their own."""
     columns: int
     """Those that have steps: the columns of the range, rounded up to `MOST_COLUMNS`."""
 
@@ -134,18 +134,19 @@ class Plan:
 
     def chunk(self, column_bytes: int) -> int:
         """Columns of a range that take that many bytes each."""
-        most = max(1, WORKSPACE_BYTES // (column_bytes * MOST_COLUMNS)) * MOST_COLUMNS
+        kept = COLUMN_FIELDS * self.m * self.inputs.dtype.itemsize
+        workspace = min(WORKSPACE_BYTES, max(LEAST_WORKSPACE, WORKSPACE_AND_COLUMNS - kept))
+        most = max(1, workspace // (column_bytes * MOST_COLUMNS)) * MOST_COLUMNS
         return min(most, self.whole_chunk)
 
-    def ranges(self, slots: int, chunk: int, matrices: int, ds: int = 0) -> Iterator[Range]:
-        """All ranges of columns, one after the other in a workspace of ``matrices``; gradients go to number ``ds``."""
-        workspace = gradients = None
-        if matrices:
-            workspace = self.inputs.a.new_empty(matrices, self.precision.parts, chunk, slots, dtype=self.step_dtype)
-            gradients = workspace[ds]
+    def ranges(self, slots: int, chunk: int, sides: int) -> Iterator[Range]:
+        """All ranges of columns, one after the other in a workspace for so many sides of the steps."""
+        workspace = None
+        if sides:
+            workspace = self.inputs.a.new_empty(sides, self.precision.parts, chunk, slots, dtype=self.step_dtype)
         for start in range(0, self.m, chunk):
             columns = min(chunk, ceil_div(self.m - start, MOST_COLUMNS) * MOST_COLUMNS)
-            yield Range(Steps(workspace, slots, chunk, start), Steps(gradients, slots, chunk, start), columns)
+            yield Range(Steps(workspace, slots, chunk, start), columns)
 
 
 def tile_depth(tile: Tile, depth: int) -> int:

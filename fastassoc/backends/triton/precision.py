@@ -31,6 +31,10 @@ class Precision(NamedTuple):
         """Of a part of the steps, for an accumulation in ``dtype``."""
         return dtype if self.others == "ieee" else torch.bfloat16
 
+    def exact_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of gradients of scores before they are rounded to one of the steps, for an accumulation in ``dtype``."""
+        return torch.float16 if self.others == "bf16" else dtype
+
     def tiles(self, dtype: torch.dtype) -> str:
         """What `fastassoc.kernels.triton.configs.choose_config` calls these products, of embeddings in ``dtype``."""
         if dtype == torch.float64:

@@ -55,7 +55,9 @@ def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypa
     # The workspace of the forward pass.
     for steps in [x["out"].ptr[0, 0].cpu() for name, x in trace if name == "steps"][:1]:
         close(steps[: size[1], taken][:, source[taken].argsort()].T, left)
+    # Embeddings wider than a tile are not computed with.
     assert ("steps" in trace.names) >= stored
+    stored = "steps" in trace.names
     # Visits.
     close(h, exact.h)
     # Round trips, by what the walker makes of them; nothing off-class.
@@ -67,13 +69,19 @@ def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypa
     assert (off_class[~off_class.isinf()] == 0).all()
     close(rho_walker, (exact.g * exact.p_aba).where(exact.same, 0).sum(1))
     close(rho_visit, exact.p_ab @ exact.h)
-    # Backward: kappa with its weight, and the gradients from ds.
-    of_there, of_back = trace.arguments("column_terms")["terms_ptr"].cpu()[:, : size[1]]
-    close(of_there, alpha * exact.h)
-    close(of_back, exact.kappa / alpha)
+    # Backward: kappa, with its weight where steps are computed, and the gradients from ds.
+    parts = trace.arguments("take_off_kappa" if stored else "column_terms")["kappa_parts_ptr"].cpu()
+    close(parts[: tables.counts_ptr[1], : size[1]].sum(0), exact.kappa)
+    if not stored:
+        of_there, of_back = trace.arguments("column_terms")["terms_ptr"].cpu()[:, : size[1]]
+        close(of_there, alpha * exact.h)
+        close(of_back, exact.kappa / alpha)
     u, w = exact.g @ exact.q, exact.g.T @ exact.p_ab
     rho = (exact.g * exact.p_aba).sum(1, keepdim=True) + (exact.p_ab @ exact.h)[:, None]
     ds = exact.p_ab * (u + exact.h - rho) + exact.q * (w - exact.kappa)
+    if stored:
+        found = trace.arguments("take_off_kappa")["steps"].ptr[0, 0].cpu()
+        close(found[: size[1], taken][:, source[taken].argsort()].T, ds)
     close(result.da, ds @ case.b)
     close(result.db, ds.T @ case.a)
 

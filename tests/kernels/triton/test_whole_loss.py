@@ -70,7 +70,7 @@ def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch
     tiles, pairs = arguments["tables"].counts_ptr.tolist()[1:3]
     assert tiles == pairs
     assert arguments["g_ptr"].shape[:2] == (1, pairs)
-    assert trace.arguments("kappa")["SIDES"] == 1
+    assert trace.arguments("round_trips")["SIDES"] == 1
     assert "steps" not in trace.names
 
 
@@ -272,7 +272,7 @@ def test_same_to_the_bit() -> None:
     [
         (False, True, {}, {"row_gradients"}),
         (True, False, {}, {"column_gradients"}),
-        (True, True, {"walker_weight": 0.0}, {"kappa"}),
+        (True, True, {"walker_weight": 0.0}, {"kappa", "take_off_kappa"}),
         (
             False,
             False,
