@@ -44,6 +44,8 @@ class Config:
     score_gradients: Tile
     row_gradients: Tile
     column_gradients: Tile
+    stored_column_gradients: Tile | None = None
+    """In the place of the one before where steps are stored."""
     compute_steps: bool = True
     """Whether passes compute steps where they can (`fastassoc.kernels.triton.steps`), or they are always stored."""
 
@@ -51,6 +53,8 @@ class Config:
         tiles = (
             self.steps, self.round_trips, self.kappa, self.score_gradients, self.row_gradients, self.column_gradients
         )  # fmt: skip
+        if self.stored_column_gradients is not None:
+            tiles += (self.stored_column_gradients,)
         rows = {tile.rows for tile in tiles}
         assert len(rows) == 1, f"passes over class tiles differ in their rows: {sorted(rows)}"
         assert all(MOST_COLUMNS % tile.columns == 0 for tile in tiles), "tiles of columns do not divide a range"
@@ -63,6 +67,8 @@ class Config:
     def tile(self, name: str, way: str) -> Tile:
         """The tile of a pass that takes steps in a ``way`` (`fastassoc.kernels.triton.steps`)."""
         tile: Tile = getattr(self, name)
+        if way == "stored" and name == "column_gradients":
+            tile = self.stored_column_gradients or tile
         if way == "recomputed":
             # What it holds at one time leaves no memory for what would be copied ahead.
             tile = replace(tile, stages=1)
@@ -77,7 +83,7 @@ PASSES = tuple(name for name, kind in Config.__annotations__.items() if kind == 
 
 
 def _config(normalisers: Tile, others: Tile, compute_steps: bool = True) -> Config:
-    return Config(normalisers, normalisers, *[others] * 6, compute_steps)
+    return Config(normalisers, normalisers, *[others] * 6, compute_steps=compute_steps)
 
 
 _INTERPRETER = Tile(rows=64, columns=64, depth=256, warps=1, stages=1)
@@ -97,24 +103,25 @@ _GROUPS = {
 """Groups of rows that an architecture takes the first of; sm_86, sm_89, sm_120 and those not known take `_USUAL`."""
 
 _HOPPER_X2 = Config(
-    row_normalisers=Tile(128, 128, 128, 8, 2, 1),
-    column_normalisers=Tile(128, 128, 128, 8, 2, 1),
+    row_normalisers=Tile(128, 64, 128, 8, 1, 1),
+    column_normalisers=Tile(64, 128, 128, 8, 1, 2),
     steps=Tile(128, 64, 128, 4, 1, 2),
     round_trips=Tile(128, 64, 128, 4, 1, 2),
-    kappa=Tile(128, 64, 128, 4, 1, 1),
-    score_gradients=Tile(128, 64, 128, 4, 1, 2),
+    kappa=Tile(128, 128, 128, 8, 1, 1),
+    score_gradients=Tile(128, 128, 128, 8, 1, 1),
     row_gradients=Tile(128, 64, 128, 8, 2, 1),
-    column_gradients=Tile(128, 64, 128, 4, 1, 1),
+    column_gradients=Tile(128, 128, 128, 8, 1, 1),
+    stored_column_gradients=Tile(128, 64, 128, 4, 2, 1),
 )
 _HOPPER_X3 = Config(
     row_normalisers=Tile(128, 64, 128, 8, 3, 1),
-    column_normalisers=Tile(64, 128, 128, 4, 2, 1),
+    column_normalisers=Tile(128, 128, 128, 8, 1, 1),
     steps=Tile(128, 64, 64, 4, 1, 2),
     round_trips=Tile(128, 64, 64, 4, 1, 2),
     kappa=Tile(128, 64, 64, 4, 1, 1),
-    score_gradients=Tile(128, 64, 64, 4, 1, 1),
+    score_gradients=Tile(128, 128, 64, 8, 1, 1),
     row_gradients=Tile(128, 64, 64, 4, 1, 2),
-    column_gradients=Tile(128, 64, 64, 4, 1, 2),
+    column_gradients=Tile(128, 64, 64, 4, 2, 1),
     compute_steps=False,
 )
 """Whole rows in three parts leave no room for what would be computed from them."""
@@ -136,7 +143,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
         (
             0,
             Config(
-                row_normalisers=Tile(128, 128, 128, 8, 2, 2),
+                row_normalisers=Tile(128, 64, 128, 4, 1, 2),
                 column_normalisers=Tile(64, 64, 128, 4, 3, 4),
                 steps=Tile(128, 128, 128, 8, 1, 2),
                 round_trips=Tile(128, 64, 128, 4, 3, 2),
@@ -144,6 +151,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
                 score_gradients=Tile(128, 128, 128, 8, 1, 1),
                 row_gradients=Tile(128, 128, 128, 8, 3, 1),
                 column_gradients=Tile(128, 128, 128, 8, 2, 1),
+                stored_column_gradients=Tile(128, 64, 128, 4, 3, 2),
             ),
         ),
     ),
@@ -151,14 +159,14 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
         (
             0,
             Config(
-                row_normalisers=Tile(128, 64, 128, 8, 2, 2),
-                column_normalisers=Tile(64, 64, 128, 4, 2, 2),
+                row_normalisers=Tile(128, 128, 128, 8, 1, 2),
+                column_normalisers=Tile(64, 128, 128, 8, 1, 2),
                 steps=Tile(128, 64, 128, 4, 1, 2),
                 round_trips=Tile(128, 64, 128, 4, 1, 2),
                 kappa=Tile(128, 64, 128, 4, 1, 2),
                 score_gradients=Tile(128, 64, 128, 4, 1, 2),
                 row_gradients=Tile(128, 64, 128, 8, 2, 1),
-                column_gradients=Tile(128, 128, 128, 8, 1, 1),
+                column_gradients=Tile(128, 128, 128, 8, 2, 1),
             ),
         ),
     ),
@@ -185,7 +193,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
         (
             0,
             Config(
-                row_normalisers=Tile(64, 64, 128, 4, 2, 2),
+                row_normalisers=Tile(64, 128, 64, 4, 1, 2),
                 column_normalisers=Tile(64, 64, 128, 4, 2, 2),
                 steps=Tile(128, 64, 64, 4, 2, 2),
                 round_trips=Tile(128, 32, 64, 4, 2, 2),

@@ -276,7 +276,8 @@ class ColumnGradients(NamedTuple):
     @classmethod
     def allocate(cls, backward: Backward, bias: bool) -> ColumnGradients:
         """As many shares of the class tiles as run at one time; of steps that are computed, ranges are large."""
-        plan, tile = backward.plan, backward.plan.config.column_gradients
+        plan = backward.plan
+        tile = plan.config.tile("column_gradients", backward.sizes.ways[0])
         new, dtype = plan.inputs.b.new_empty, plan.inputs.dtype
         depths = ceil_div(plan.d, plan.depth(tile))
         owners = backward.chunk // tile.columns * depths
