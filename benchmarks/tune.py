@@ -86,7 +86,13 @@ class Trial(NamedTuple):
         if self.name in CLASS_PASSES and self.tile.rows != base.class_rows:
             small = Tile(self.tile.rows, columns=16, depth=32, warps=4, stages=1)
             changed = {name: small for name in CLASS_PASSES} | changed
-        return replace(base, **changed)
+        return with_tiles(base, changed)
+
+
+def with_tiles(base: Config, tiles: dict[str, Any]) -> Config:
+    """A configuration with these tiles; that of ``column_gradients`` serves every way."""
+    stored = None if "column_gradients" in tiles else base.stored_column_gradients
+    return replace(base, stored_column_gradients=stored, **tiles)
 
 
 class Assignment(NamedTuple):
@@ -299,7 +305,7 @@ def proposal(bench: Bench, results: list[Result], architecture: str) -> str:
     """A row to paste, with what it was measured to do."""
     best = best_tiles(bench.base, results)
     tiles: dict[str, Any] = {name: x.trial.tile for name, x in best.items()}
-    config = replace(bench.base, **tiles)
+    config = with_tiles(bench.base, tiles)
     wrong = bench.wrong(config)
     if wrong is not None:
         return f"The quickest tiles together are {wrong}"
@@ -314,6 +320,7 @@ def proposal(bench: Bench, results: list[Result], architecture: str) -> str:
     for name in PASSES:
         figure = f"{best[name].milliseconds:.4g} ms" if name in best else "not timed"
         lines.append(f"    {name}={getattr(config, name)},  # {figure}")
+    lines += [f"    {name}={getattr(config, name)}," for name in ("stored_column_gradients", "compute_steps")]
     return "\n".join([*lines, ")),"])
 
 

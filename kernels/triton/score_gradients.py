@@ -97,7 +97,7 @@ def class_gradients(
 ):  # fmt: skip
     """``ds_ij`` as `score_gradients` has it, [BLOCK_M, BLOCK_N], from steps that are "stored" or "recomputed".
 
-    And the tile's share of ``kappa_j``, [BLOCK_M]; None without an upstream gradient.
+    And the tile's share of ``kappa_j``, [BLOCK_M]; 0 without the walker's upstream gradient.
     """
     column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
     valid = column < tables.M
@@ -118,7 +118,7 @@ def class_gradients(
     x = left * of_left(
         u, tables, slot, column, valid, of_there, of_back, 1.0 - plain, grad_walker_ptr, grad_visit_ptr, False
     )
-    kappa = None
+    kappa = tl.zeros([BLOCK_M], dtype=x.dtype)
     if grad_walker_ptr is not None:
         # In the merged form every trip has been counted both ways.
         kappa = tl.sum(left * u, 1) * tl.where(plain == 0, 0.5, 1.0)

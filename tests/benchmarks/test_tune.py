@@ -46,6 +46,11 @@ def test_a_tile_of_other_rows_takes_the_class_passes_along() -> None:
     scores = Trial("row_normalisers", Tile(128, 32, 64, 4, 2)).within(BASE)
     assert scores.row_normalisers.rows == 128
     assert scores.class_rows == 64
+    # A tile for stored steps alone goes where the one beside it is tried, or its rows change.
+    apart = replace(BASE, stored_column_gradients=Tile(64, 16, 128, 4, 1))
+    assert Trial("kappa", tile).within(apart).stored_column_gradients is None
+    assert Trial("column_gradients", Tile(64, 32, 64, 4, 2)).within(apart).stored_column_gradients is None
+    assert Trial("steps", Tile(64, 32, 64, 4, 2)).within(apart).tile("column_gradients", "stored").columns == 16
 
 
 def results(times: dict[tuple[str, int], float | None]) -> list[Result]:

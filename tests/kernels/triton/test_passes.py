@@ -8,9 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fastassoc
+from fastassoc import reference
 from fastassoc.backends.triton import plan
-from tests.cases import Case, make_case, relative_error
-from tests.kernels.triton.support import FLOAT64, Trace, blocks_to_dense, dense, run, sized_classes
+from fastassoc.backends.triton.precision import Precision
+from tests.cases import Case, evaluate, make_case, relative_error
+from tests.kernels.triton.support import FLOAT64, Trace, blocks_to_dense, dense, on_device, run, sized_classes
 
 # Ragged against tiles of 32 and of 64; fewer columns than a tile; more; embeddings below, off and above a tile.
 SIZES = [(5, 7, 3), (37, 70, 65), (70, 5, 20)]
@@ -84,6 +87,23 @@ def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypa
         close(found[: size[1], taken][:, source[taken].argsort()].T, ds)
     close(result.da, ds @ case.b)
     close(result.db, ds.T @ case.a)
+
+
+# As with bf16, where gradients of scores wait for kappa in float16: whatever their size, they have its eleven digits.
+@pytest.mark.parametrize("upstream", [1.0, 1e-25, 1e25, 0.0])
+@pytest.mark.usefixtures("tiles")
+def test_gradients_of_scores_in_units(upstream: float, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(plan.choose_config(), compute_steps=False)
+    monkeypatch.setattr(plan, "choose_config", lambda *_: config)
+    case = case_of(70, 37, 20)
+    exact = evaluate(lambda *x: upstream * reference.walker_visit_loss(*x), case)
+    monkeypatch.setattr(Precision, "exact_dtype", lambda self, dtype: torch.float16)
+    result = evaluate(lambda *x: upstream * fastassoc.walker_visit_loss(*x, backend="triton"), on_device(case))
+    arguments = trace.arguments("take_off_kappa")
+    assert arguments["exact_ptr"].dtype == torch.float16
+    assert arguments["units_ptr"] is not None
+    for x, y in zip(result[1:3], exact[1:3], strict=True):
+        assert relative_error(x.cpu(), y) <= (2**-11 if upstream else 0.0)
 
 
 @pytest.mark.usefixtures("tiles")
