@@ -86,13 +86,9 @@ class Trial(NamedTuple):
         if self.name in CLASS_PASSES and self.tile.rows != base.class_rows:
             small = Tile(self.tile.rows, columns=16, depth=32, warps=4, stages=1)
             changed = {name: small for name in CLASS_PASSES} | changed
-        return with_tiles(base, changed)
-
-
-def with_tiles(base: Config, tiles: dict[str, Any]) -> Config:
-    """A configuration with these tiles; that of ``column_gradients`` serves every way."""
-    stored = None if "column_gradients" in tiles else base.stored_column_gradients
-    return replace(base, stored_column_gradients=stored, **tiles)
+        # However the batch takes steps, the tile is the one that is timed.
+        stored = None if "column_gradients" in changed else base.stored_column_gradients
+        return replace(base, stored_column_gradients=stored, **changed)
 
 
 class Assignment(NamedTuple):
@@ -305,7 +301,10 @@ def proposal(bench: Bench, results: list[Result], architecture: str) -> str:
     """A row to paste, with what it was measured to do."""
     best = best_tiles(bench.base, results)
     tiles: dict[str, Any] = {name: x.trial.tile for name, x in best.items()}
-    config = with_tiles(bench.base, tiles)
+    stored = bench.base.stored_column_gradients
+    if stored is not None and any(tiles[name].rows != stored.rows for name in CLASS_PASSES if name in tiles):
+        stored = None
+    config = replace(bench.base, stored_column_gradients=stored, **tiles)
     wrong = bench.wrong(config)
     if wrong is not None:
         return f"The quickest tiles together are {wrong}"

@@ -14,8 +14,9 @@ length; of ``slots`` and ``tiles`` that is their stride, ``SLOTS`` and ``TILES``
 - ``steps`` [sides, parts, CHUNK, SLOTS], of a range: both factors of the steps (`fastassoc.kernels.triton.forms`), one
   side where they are known to be the same. In the backward pass ``ds`` [parts, CHUNK, SLOTS], the gradients of the
   scores, take the place of the first side.
-- ``exact`` [CHUNK, SLOTS], of a range: gradients of the scores without ``kappa``, before they are rounded. In acc, or
-  where steps are one bfloat16 part in float16, in ``units`` [tiles, CHUNK] acc: the largest of a class tile and column.
+- ``exact`` [CHUNK, SLOTS] acc, of a range: gradients of the scores without ``kappa``, before they are rounded. Where
+  steps are one bfloat16 part it is in float16, as a multiple of ``units`` [tiles, CHUNK] acc, the largest magnitude of
+  a class tile and column. Both are None without the walker's gradient.
 - ``trips`` [items, CLASS_ROWS, CLASS_ROWS] acc: shares of ``sum_j left_ij right_kj``, of all ranges so far; ``rho``
   [items, CLASS_ROWS] acc: shares of ``sum_j left_ij alpha_j h_j``, likewise.
 - ``g`` [parts, pairs, CLASS_ROWS, CLASS_ROWS] in the dtype of the steps: ``G_ik there_i back_k``, 0 across classes,

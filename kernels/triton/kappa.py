@@ -42,10 +42,10 @@ def load_g(g_ptr, pair, PAIRS, BLOCK_N: tl.constexpr, PRODUCT: tl.constexpr):
 @triton.jit
 def class_product(
     a, b, steps, side, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, half,
-    BACK: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    TRANSPOSED: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """``sum_k g_ik x_kj`` or, if ``BACK``, ``sum_k g_ki x_kj`` for a side ``x`` of the steps: [BLOCK_M, BLOCK_N].
+    """``sum_k g_ik x_kj`` or, if ``TRANSPOSED``, ``sum_k g_ki x_kj`` for a side ``x`` of the steps: [BLOCK_M, BLOCK_N].
 
     With ``half`` not 0 of rows k in earlier tiles nothing, and of those in the same tile half, which is half of what a
     symmetric ``g`` makes of the sum over i.
@@ -59,7 +59,7 @@ def class_product(
             a, b, steps, tables, side, first_tile + t, first, b_tile, D, scale,
             WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
         )  # fmt: skip
-        if BACK:
+        if TRANSPOSED:
             # First pairs of the tiles of a class are as far apart as it has tiles.
             back = pair + (first_tile + t - tile) * count + tile - first_tile
             total = product(x, load_g(g_ptr, back, PAIRS, BLOCK_N, PRODUCT), total)

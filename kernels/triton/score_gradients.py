@@ -95,7 +95,8 @@ def class_gradients(
     SIDES: tl.constexpr, WAY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """``ds_ij`` as `score_gradients` has it, [BLOCK_M, BLOCK_N], from steps that are "stored" or "recomputed".
+    """``ds_ij`` as `score_gradients` has it, [BLOCK_M, BLOCK_N], from steps that are "stored" or "recomputed"; without
+    the term of ``kappa`` where ``of_back`` is None.
 
     And the tile's share of ``kappa_j``, [BLOCK_M]; 0 without the walker's upstream gradient.
     """
@@ -166,8 +167,8 @@ def score_gradients(
 
     Of ``kappa_j``, a sum over all rows, a program has its share alone: ``exact`` goes without, and
     `fastassoc.kernels.triton.kappa.take_off_kappa` makes ``ds`` of it. A program owns a class tile and a tile of
-    columns. Fills ``exact``, ``units`` unless it is None, and ``kappa_parts``, or without the walker ``ds``, in the
-    place of the steps.
+    columns. Fills ``exact``, ``kappa_parts`` and, unless it is None, ``units``. Without the walker it fills ``ds``, in
+    the place of the steps, and none of these.
     """
     tile = tl.program_id(1)
     if tile >= tl.load(tables.counts_ptr + TILE_COUNT):
@@ -185,7 +186,7 @@ def score_gradients(
         line = tl.cast(tile, tl.int64) * steps.CHUNK + first + tl.arange(0, BLOCK_M)
         tl.store(kappa_parts_ptr + line, kappa)
         if units_ptr is not None:
-            # Below it a number would have no inverse.
+            # Its inverse is well within the range of float32; what is smaller in all of a column is lost.
             least = tl.full([1], 2.0**-120, x.dtype)
             unit = tl.maximum(tl.max(tl.abs(x), 1), least)
             tl.store(units_ptr + line, unit)

@@ -101,6 +101,7 @@ def test_a_small_run_proposes_a_row() -> None:
     depth, config = eval(row.strip().rstrip(","), {"Config": Config, "Tile": Tile})
     assert depth == 20
     assert config.kappa in (Tile(64, 64, 256, 1, 1), Tile(64, 32, 32, 4, 2))
+    assert (config.stored_column_gradients, config.compute_steps) == (None, True)
     assert row.count(" ms\n") == 2
     assert row.count("# not timed") == len(PASSES) - 2
 

@@ -17,7 +17,8 @@ from fastassoc.kernels.triton.split_rows import split_rows
 WORKSPACE_BYTES = 32 * 2**20
 """Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
 WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 40 * 2**20, 24 * 2**20
-"""With what is kept of all columns the workspace takes no more than that, but it is never smaller than the second."""
+"""What the workspace and the numbers of all columns may take together, for a step of a million columns to stay within
+64 MiB; but the workspace has at least ``LEAST_WORKSPACE``."""
 MAX_ROWS_WITHOUT_SYNC = 2048
 """Up to this many rows, buffers for the worst classes are small: at most 18 MiB of round trips in float32, 33 in
 float64, and 27 of their gradient (float32 at "highest")."""

@@ -25,6 +25,7 @@ def machine_of(wide: bool) -> machine.Machine:
     """The processor's own code, which is ``wide`` with AVX-512, or that for AVX2."""
     own = machine.machine() if wide else narrow_machine()
     assert own is not None
+    assert (own.lanes, own.width) in ([(8, 16), (16, 64)] if wide else [(8, 16)])
     return own
 
 

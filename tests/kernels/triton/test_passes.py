@@ -58,7 +58,7 @@ def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypa
     # The workspace of the forward pass.
     for steps in [x["out"].ptr[0, 0].cpu() for name, x in trace if name == "steps"][:1]:
         close(steps[: size[1], taken][:, source[taken].argsort()].T, left)
-    # Embeddings wider than a tile are not computed with.
+    # Steps of embeddings wider than a tile are always stored.
     assert ("steps" in trace.names) >= stored
     stored = "steps" in trace.names
     # Visits.

@@ -14,6 +14,7 @@ import torch
 
 from fastassoc import reference
 from fastassoc.backends.triton import plan
+from fastassoc.backends.triton.precision import Precision
 from tests.cases import Case, assert_as_exact_as, assert_close, evaluate, make_case
 from tests.kernels.triton.support import FLOAT64, Trace, run, sized_classes
 
@@ -79,6 +80,21 @@ def test_every_way(
     assert ("steps" in trace.names) == (expected == {"stored"})
     # 130 columns are two times 128.
     assert trace.names.count("column_gradients") == (2 if bytes_ == 1 else 1) * len(expected)
+
+
+# What products in bf16 keep in float16 (`test_passes.py`), over several ranges and in both forms.
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("options", [{}, {"visit_weight": 0.0}, {"ignore_index": 4}], ids=str)
+def test_gradients_of_scores_in_units(
+    far: bool, options: dict[str, Any], tiles_of_64: None, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", 0)
+    monkeypatch.setattr(Precision, "exact_dtype", lambda self, dtype: torch.float16)
+    case = case_of(LARGER, far)
+    assert_close(run(case, **options), evaluate(reference.walker_visit_loss, case, **options), 2**-10)
+    assert ways(trace) == {(1 + far, "stored")}
+    assert trace.names.count("take_off_kappa") == 2
 
 
 # In float32 scores are products, and have biases.

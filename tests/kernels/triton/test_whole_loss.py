@@ -272,7 +272,7 @@ def test_same_to_the_bit() -> None:
     [
         (False, True, {}, {"row_gradients"}),
         (True, False, {}, {"column_gradients"}),
-        (True, True, {"walker_weight": 0.0}, {"kappa", "take_off_kappa"}),
+        (True, True, {"walker_weight": 0.0}, {"kappa"}),
         (
             False,
             False,
