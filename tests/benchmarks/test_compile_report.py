@@ -152,7 +152,7 @@ def test_float32_products_follow_the_mode() -> None:
     found = {}
     for mode in ("fp32-medium", "fp32-high", "fp32-highest"):
         uses = compile_report.shipped(["sm_80"], [mode], [128])
-        found[mode] = next(use.compilation.variant() for use in uses if use.compilation.kernel == "kappa")
+        found[mode] = next(x.compilation.variant() for x in uses if x.compilation.kernel == "score_gradients")
     assert found["fp32-medium"].endswith("PRODUCT=bf16")
     assert found["fp32-high"].endswith("PRODUCT=bf16x2")
     assert found["fp32-highest"].endswith("PRODUCT=bf16x3")
