@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,28 +17,6 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 @pytest.fixture(autouse=True)
 def _poisoned(poisoned_memory: None) -> None:
     """Whatever no kernel wrote is NaN or the largest integer."""
-
-
-@pytest.fixture(autouse=True)
-def _products_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter a score is the same number in every kernel, as it is where a thread sums it term by term.
-
-    NumPy's library may sum the same terms in another order where the shape of a tile or the processor is another one.
-    Logits of 1,000 then differ by 1e-4 between the pass that normalises exponentials and the one that uses them.
-    """
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
-    from triton.runtime import interpreter
-
-    create_dot = interpreter.InterpreterBuilder.create_dot
-
-    def rounded_once(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-        if not all(x.data.dtype == np.float32 for x in (a, b, d)):
-            return create_dot(self, a, b, d, *rest)
-        product = np.matmul(a.data, b.data, dtype=np.float64).astype(np.float32)
-        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", rounded_once)
 
 
 @pytest.fixture(autouse=True)
