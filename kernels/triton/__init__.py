@@ -9,12 +9,14 @@ Forward:
 | 3 | `rows`, with `layout` | ``rows``, ``slots``, ``tiles``, ``counts`` |
 | 4 | `normalisers`, ``column_normalisers`` | ``columns``, ``extremes``, ``visit``, ``visit_parts`` |
 | 5 | `forms` | the form of the steps: ``weights``, ``columns``, ``counts`` |
-| 6 | `steps` | ``steps`` |
-| 7 | `round_trips` | ``trips``, ``rho`` |
-| 8 | `walker` | ``walker_parts``, ``g``, both ``rho`` of ``weights`` |
-| 9 | `losses` | the losses and the statistics |
+| 6 | `row_operands` | ``a`` in the order of the slots, as all later passes take it |
+| 7 | `steps` | ``steps`` |
+| 8 | `round_trips` | ``trips``, ``rho`` |
+| 9 | `walker` | ``walker_parts``, ``g``, both ``rho`` of ``weights`` |
+| 10 | `losses` | the losses and the statistics |
 
-Passes 6 and 7 take the columns range by range. Backward, of each range:
+Passes 7 and 8 take the columns range by range. Backward `row_operands` puts ``a`` in the order of the slots again, and
+`score_gradients`, ``row_terms``, fills ``row_terms``. Then, of each range:
 
 | pass | module | fills |
 |---|---|---|
@@ -35,7 +37,7 @@ scores compute them (`steps`); up to 2,048 rows the device chooses how. In the p
 
 Forward and backward compute the scores four times where steps are stored (``12 N M D`` operations with the gradients
 of the embeddings), else six (``16 N M D``).
-`split_rows` comes first where float32 is multiplied in parts.
+`row_operands` also comes first where float32 is multiplied in parts: it splits ``a`` in its own order.
 
 `buffers` says what every buffer holds, and is what kernels and host agree on. `primitives` has tile mathematics that
 passes share; `configs` has the tiles.

@@ -3,6 +3,7 @@
 *Acc* is the accumulation dtype: float64 for embeddings in float64, else float32. ``CLASS_ROWS`` slots are a class tile
 (`fastassoc.kernels.triton.layout`); "pairs" are pairs of class tiles; an "item" is a pair and a share of the columns,
 in the merged form only of pairs (I, K) with K >= I, which the others mirror.
+Passes over class tiles take ``a`` and its biases in the order of the slots, 0 in an empty one.
 Columns are taken range by range, ``CHUNK`` of them, and what is said to be of a range is overwritten by the next.
 ``CHUNK`` is a multiple of every tile of columns; columns there are not have steps of 0. "Parts" of a number are
 bfloat16 numbers that add up to it (`fastassoc.kernels.triton.primitives.split`).
@@ -88,6 +89,8 @@ OF_THERE, OF_BACK = map(tl.constexpr, range(TERM_FIELDS))
 """``alpha_j h_j`` and ``kappa_j / alpha_j``, times their upstream gradients, 0 where there is none. Not where
 steps are stored."""
 
+# ``row_terms`` [SLOTS] acc: ``there_i rho_i``, of both ``rho`` times their upstream gradients
+
 # ``walker_parts`` [WALKER_PART_FIELDS, programs] acc
 WALKER_PART_FIELDS = 3
 LOSS, CORRECT, ROOT = map(tl.constexpr, range(WALKER_PART_FIELDS))
@@ -126,5 +129,7 @@ class Tables(NamedTuple):
     tiles_ptr: Any
     counts_ptr: Any
     weights_ptr: Any
+    row_terms_ptr: Any
+    """None where no gradient of scores is computed."""
     M: Any
     TILES: Any

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.kappa import load_g
-from fastassoc.kernels.triton.primitives import joined, load_rows, product, slot_rows, split
+from fastassoc.kernels.triton.primitives import joined, load_rows, product, split
 from fastassoc.kernels.triton.score_gradients import merged_gradients, recomputed_gradients
 from fastassoc.kernels.triton.steps import load_steps, load_values, other_way, slot_tile
 
@@ -44,7 +44,7 @@ def column_gradients(
         if WAY == "stored":
             x = load_steps(ds, 0, tile, tl.program_id(0) * BLOCK_M, BLOCK_M, BLOCK_N, PRODUCT)  # [BLOCK_M, BLOCK_N]
         elif WAY == "computed":
-            a_tile = slot_tile(a, tables, tile, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+            a_tile = slot_tile(a, tile, 0, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
             g = None
             if g_ptr is not None:
                 g = load_g(g_ptr, tile, PAIRS, BLOCK_N, PRODUCT)  # [BLOCK_N, BLOCK_N]
@@ -60,8 +60,7 @@ def column_gradients(
             )  # fmt: skip
             x = split(exact, PRODUCT)
         if WAY != "computed" or PRECISION != PRODUCT:
-            row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
-            a_tile = load_rows(a, row, row_ok, d, D, BLOCK_D, PRODUCT)  # [BLOCK_N, BLOCK_D]
+            a_tile = slot_tile(a, tile, d, D, BLOCK_N, BLOCK_D, PRODUCT)  # [BLOCK_N, BLOCK_D]
         db = product(x, a_tile, db)
         if dbias_b_ptr is not None and WAY != "stored":
             total += tl.sum(joined(x, ACC), 1)

@@ -104,7 +104,7 @@ _GROUPS = {
 
 _HOPPER_X2 = Config(
     row_normalisers=Tile(128, 64, 128, 8, 1, 1),
-    column_normalisers=Tile(64, 128, 128, 8, 1, 2),
+    column_normalisers=Tile(128, 64, 128, 4, 1, 2),
     steps=Tile(128, 64, 128, 4, 1, 2),
     round_trips=Tile(128, 64, 128, 4, 1, 2),
     kappa=Tile(128, 128, 128, 8, 1, 1),
@@ -143,15 +143,15 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
         (
             0,
             Config(
-                row_normalisers=Tile(128, 64, 128, 4, 1, 2),
+                row_normalisers=Tile(128, 128, 128, 8, 1, 2),
                 column_normalisers=Tile(64, 64, 128, 4, 3, 4),
                 steps=Tile(128, 128, 128, 8, 1, 2),
                 round_trips=Tile(128, 64, 128, 4, 3, 2),
-                kappa=Tile(128, 64, 128, 4, 1, 2),
+                kappa=Tile(128, 64, 128, 4, 3, 2),
                 score_gradients=Tile(128, 128, 128, 8, 1, 1),
                 row_gradients=Tile(128, 128, 128, 8, 3, 1),
-                column_gradients=Tile(128, 128, 128, 8, 2, 1),
-                stored_column_gradients=Tile(128, 64, 128, 4, 3, 2),
+                column_gradients=Tile(128, 128, 128, 8, 3, 1),
+                stored_column_gradients=Tile(128, 128, 128, 8, 3, 1),
             ),
         ),
     ),

@@ -8,8 +8,11 @@ one exponential and a round trip is a symmetric product. Of the normaliser of a 
 units of log 2, half is kept as an integer ``r = round(lse / 2)`` and a factor ``f = exp2(r - m / 2) / sqrt(l)``, never
 as a rounded logarithm. With any integer ``k``:
 
-    left_ij = exp2(s2_ij - r_i - r_j) f_j      alpha_j = exp2(r_j - k) / f_j
-    there_i = exp2(r_i + k - m_i) / l_i        back_i = exp2(r_i - k)
+    left_ij = exp2(s2_ij - (r_i - k) - (r_j + k)) f_j      alpha_j = exp2(r_j - k) / f_j
+    there_i = exp2(r_i + k - m_i) / l_i                    back_i = exp2(r_i - k)
+
+Where steps are kept as one bfloat16 number, the rounding of a logarithm does not count: ``r_j`` is half of ``lse`` not
+rounded to an integer there, and ``f_j`` 1.
 
 *Plain*: ``left_ij = exp2(s2_ij - m_i)``, ``right = q``, ``alpha = back = 1``, ``there_i = 1 / l_i``. Two exponentials
 and two products, but nothing underflows that matters. Merged, a step is ``left`` times a number of up to ``2^(d / 2)``
@@ -72,7 +75,7 @@ def column_weight(tables, column, valid, FIELD: tl.constexpr, other):
 @triton.jit
 def forms(
     rows_ptr, extremes_ptr, slots_ptr, counts_ptr, weights_ptr, columns_ptr, N, M, PROGRAMS, TILES,
-    MAY_MERGE: tl.constexpr, CLASS_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    MAY_MERGE: tl.constexpr, KEEP_FACTOR: tl.constexpr, CLASS_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The form, and the weights of rows and columns.
 
@@ -111,9 +114,14 @@ def forms(
         column_ok = column < M
         m, inverse = load_normaliser(columns_ptr, column, column_ok, M)
         r, f = half(m, inverse)
-        tl.store(columns_ptr + COLUMN_SHIFT * M + column, tl.where(merged, r, m), mask=column_ok)
+        alpha = tl.exp2(r - centre) / f
+        if not KEEP_FACTOR:
+            r -= tl.log2(f)
+            f = tl.full([BLOCK], 1.0, ACC)
+            alpha = tl.exp2(r - centre)
+        tl.store(columns_ptr + COLUMN_SHIFT * M + column, tl.where(merged, r + centre, m), mask=column_ok)
         tl.store(columns_ptr + FACTOR * M + column, tl.where(merged, f, inverse), mask=column_ok)
-        alpha = tl.where(merged, tl.exp2(r - centre) / f, 1.0)
+        alpha = tl.where(merged, alpha, 1.0)
         tl.store(columns_ptr + ALPHA * tl.cast(M, tl.int64) + column, alpha, mask=column_ok)
 
     # 3. Rows.
@@ -124,7 +132,7 @@ def forms(
     slot = tile * CLASS_ROWS + tl.arange(0, CLASS_ROWS)
     m, inverse = load_normaliser(rows_ptr, row, row_ok, N)
     r, _ = half(tl.where(row_ok, m, 0.0), tl.where(row_ok, inverse, 1.0))
-    shift = tl.where(merged, r, m)
+    shift = tl.where(merged, r - centre, m)
     # By differences that are exact: the rounding of r + centre - m would be an error of a whole row of p_ab.
     whole = tl.floor(m + 0.5)
     there = tl.where(merged, tl.exp2(r + centre - whole) * tl.exp2(whole - m), 1.0) * inverse

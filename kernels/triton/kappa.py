@@ -27,6 +27,7 @@ from fastassoc.kernels.triton.steps import (
     slot_tile,
     store_steps,
     tile_offsets,
+    tile_shifts,
 )
 
 
@@ -90,10 +91,12 @@ def kappa(
         return
     plain = tl.load(tables.counts_ptr + PLAIN)
     a_tile = None
+    shift_i = None
     g = None
     if WAY == "computed":
+        shift_i = tile_shifts(tables, tile, BLOCK_N)
         g = load_g(g_ptr, tile, PAIRS, BLOCK_N, PRODUCT)  # [BLOCK_N, BLOCK_N], symmetric
-        a_tile = slot_tile(a, tables, tile, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+        a_tile = slot_tile(a, tile, 0, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
     share = tl.cdiv(steps.CHUNK // BLOCK_M, shares) * BLOCK_M
     start = tl.program_id(0) % shares * share
     for first in range(start, tl.minimum(start + share, tl.minimum(steps.CHUNK, tables.M - steps.START)), BLOCK_M):
@@ -101,8 +104,9 @@ def kappa(
         b_tile = load_rows(b, column, column < tables.M, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
         if WAY == "computed":
             left = merged_steps(
-                a, b, tables, tile, column, a_tile, b_tile, D, scale, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
-            )
+                a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale,
+                False, True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # fmt: skip
             u = product(split(left, PRODUCT), g, tl.zeros_like(left))
         else:
             u = class_product(

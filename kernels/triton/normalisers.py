@@ -14,15 +14,20 @@ from fastassoc.kernels.triton.buffers import (
     SIZE,
     H,
 )
-from fastassoc.kernels.triton.primitives import finite_shift, load_normaliser, load_rows, scores
+from fastassoc.kernels.triton.primitives import finite_shift, load_normaliser, load_rows, raw_scores
 
 
 @triton.jit
-def add_exponentials(m, l, s):  # noqa: E741
-    """``(m, l)`` of a running normaliser with the scores of another tile, along its second axis."""
+def add_exponentials(m, l, s, unit):  # noqa: E741
+    """``(m, l)`` of a running normaliser with the scores ``s unit`` of another tile, along its second axis.
+
+    ``m`` is in the units of ``s``.
+    """
     m_new = tl.maximum(m, tl.max(s, 1))
     shift = finite_shift(m_new)
-    return m_new, l * tl.exp2(m - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
+    unit_1 = tl.max(unit, 1)
+    l = l * tl.exp2((m - shift) * unit_1) + tl.sum(tl.exp2(s * unit - (shift * unit_1)[:, None]), 1)  # noqa: E741
+    return m_new, l
 
 
 @triton.jit
@@ -59,21 +64,28 @@ def row_normalisers(
     a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
     m_i = tl.full([BLOCK_N], -float("inf"), dtype=ACC)
     l_i = tl.zeros([BLOCK_N], dtype=ACC)
+    unit = tl.full([1, 1], 1.0, ACC)
     share = tl.cdiv(tl.cdiv(M, BLOCK_M), tl.num_programs(1)) * BLOCK_M
     start = tl.program_id(1) * share
-    for first in range(start, tl.minimum(start + share, M), BLOCK_M):
-        column = first + tl.arange(0, BLOCK_M)
-        column_ok = column < M
-        # [BLOCK_M, BLOCK_D]
-        b_tile = load_rows(b, column, column_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
-        s = scores(
-            a_tile, b_tile, a, b, row, row_ok, column, column_ok, D, scale,
-            ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
-        )  # [BLOCK_N, BLOCK_M]  # fmt: skip
-        m_i, l_i = add_exponentials(m_i, l_i, s + tl.where(column_ok, 0.0, -float("inf"))[None, :])
+    end = tl.minimum(start + share, M)
+    # Whole tiles need no mask, which would be an instruction a score.
+    whole = start + tl.maximum(end - start, 0) // BLOCK_M * BLOCK_M
+    for MASKED in tl.static_range(2):
+        for first in range(whole if MASKED else start, end if MASKED else whole, BLOCK_M):
+            column = first + tl.arange(0, BLOCK_M)
+            column_ok = column < M if MASKED else None
+            # [BLOCK_M, BLOCK_D]
+            b_tile = load_rows(b, column, column_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
+            s, unit = raw_scores(
+                a_tile, b_tile, a, b, row, row_ok, column, column_ok, D, scale,
+                ACC, BLOCK_N, BLOCK_M, BLOCK_D, ONE_D, PRECISION,
+            )  # [BLOCK_N, BLOCK_M]  # fmt: skip
+            if MASKED:
+                s += tl.where(column_ok, 0.0, -float("inf"))[None, :]
+            m_i, l_i = add_exponentials(m_i, l_i, s, unit)
     line = tl.program_id(1).to(tl.int64) * N + row
     size = tl.num_programs(1).to(tl.int64) * N
-    tl.store(row_parts_ptr + PART_MAXIMUM * size + line, m_i, mask=row < N)
+    tl.store(row_parts_ptr + PART_MAXIMUM * size + line, m_i * tl.max(unit, 1), mask=row < N)
     tl.store(row_parts_ptr + PART_SUM * size + line, l_i, mask=row < N)
 
 
@@ -97,28 +109,35 @@ def column_normalisers(
     m_j = tl.full([BLOCK_M], -float("inf"), dtype=ACC)
     l_j = tl.zeros([BLOCK_M], dtype=ACC)
     total = tl.zeros([BLOCK_M], dtype=ACC)
-    for start in range(0, N, BLOCK_N):
-        row = start + tl.arange(0, BLOCK_N)
-        m_i, inverse_i = load_normaliser(rows_ptr, row, row < N, N)
-        # The inverse sum of a row that takes no part is 0.
-        row_ok = inverse_i != 0.0
-        # [BLOCK_N, BLOCK_D]
-        a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
-        s = scores(
-            b_tile, a_tile, b, a, column, ok, row, row_ok, D, scale,
-            ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,
-        )  # [BLOCK_M, BLOCK_N]  # fmt: skip
-        m_j, l_j = add_exponentials(m_j, l_j, s + tl.where(row_ok, 0.0, -float("inf"))[None, :])
-        if VISIT:
-            # The maximum of a row that takes no part is infinity.
-            p_ab = tl.exp2(s - m_i[None, :])
-            if PRECISION == "differences":
-                # Where a lane holds one row: its exact product plus a rounded one of another lane differs by lane.
-                p_ab = tl.fma(p_ab, inverse_i[None, :], 0.0)
-            else:
-                p_ab *= inverse_i[None, :]
-            total += tl.sum(p_ab, 1)
-    m_j = finite_shift(m_j)
+    unit = tl.full([1, 1], 1.0, ACC)
+    rows_kept = tl.load(counts_ptr + KEPT)
+    # Tiles of rows that all take part need no mask, which would be an instruction a score.
+    whole = tl.where(rows_kept == N, N // BLOCK_N * BLOCK_N, 0)
+    for MASKED in tl.static_range(2):
+        for start in range(whole if MASKED else 0, N if MASKED else whole, BLOCK_N):
+            row = start + tl.arange(0, BLOCK_N)
+            m_i, inverse_i = load_normaliser(rows_ptr, row, row < N if MASKED else None, N)
+            # The inverse sum of a row that takes no part is 0.
+            row_ok = inverse_i != 0.0 if MASKED else None
+            # [BLOCK_N, BLOCK_D]
+            a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None
+            s, unit = raw_scores(
+                b_tile, a_tile, b, a, column, ok, row, row_ok, D, scale,
+                ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,
+            )  # [BLOCK_M, BLOCK_N]  # fmt: skip
+            if VISIT:
+                # The maximum of a row that takes no part is infinity.
+                p_ab = tl.exp2(s * unit - m_i[None, :])
+                if PRECISION == "differences":
+                    # Where a lane holds one row: its exact product plus a rounded one of another lane differs by lane.
+                    p_ab = tl.fma(p_ab, inverse_i[None, :], 0.0)
+                else:
+                    p_ab *= inverse_i[None, :]
+                total += tl.sum(p_ab, 1)
+            if MASKED:
+                s += tl.where(row_ok, 0.0, -float("inf"))[None, :]
+            m_j, l_j = add_exponentials(m_j, l_j, s, unit)
+    m_j = finite_shift(m_j) * tl.max(unit, 1)
     inverse_j = 1.0 / l_j
     tl.store(columns_ptr + MAXIMUM * M + column, m_j, mask=ok)
     tl.store(columns_ptr + INVERSE_SUM * M + column, inverse_j, mask=ok)
@@ -127,13 +146,12 @@ def column_normalisers(
     tl.store(extremes_ptr + LEAST * programs + program, tl.min(tl.where(ok, normaliser, float("inf")), 0))
     tl.store(extremes_ptr + MOST * programs + program, tl.max(tl.where(ok, normaliser, -float("inf")), 0))
     if VISIT:
-        rows_kept = tl.load(counts_ptr + KEPT).to(ACC)
         # A column of -inf has an infinite inverse sum, and NaN is what it gives; any other adds 0.
-        visit = total / rows_kept + 0.0 * inverse_j
+        visit = total / rows_kept.to(ACC) + 0.0 * inverse_j
         if visit_ptr is not None:
             tl.store(visit_ptr + column, visit, mask=ok)
         x = visit + tl.full([1], eps, ACC)
         # Without eps, 1 / tiny where no walk arrives.
-        h = -1.0 / (rows_kept * M * tl.maximum(x, tl.full([1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL))
+        h = -1.0 / (rows_kept.to(ACC) * M * tl.maximum(x, tl.full([1], tiny, ACC), propagate_nan=tl.PropagateNan.ALL))
         tl.store(columns_ptr + H * tl.cast(M, tl.int64) + column, h, mask=ok)
         tl.store(visit_parts_ptr + program, -tl.sum(tl.where(ok, tl.log(x), 0.0), 0))

@@ -90,18 +90,23 @@ def product(x, y, acc):
 
 
 @triton.jit
+def load_or_zero(ptr, mask):
+    """Numbers, 0 where not ``mask``, which may be None."""
+    return tl.load(ptr, mask=mask, other=None if mask is None else 0.0)
+
+
+@triton.jit
 def load_parts(ptr, stride_part, offsets, mask, PARTS: tl.constexpr):
     """An operand whose parts are ``stride_part`` apart, 0 where not ``mask``, which may be None."""
-    OTHER: tl.constexpr = None if mask is None else 0.0
-    first = tl.load(ptr + offsets, mask=mask, other=OTHER)
+    first = load_or_zero(ptr + offsets, mask)
     if PARTS == 1:
         parts = (first,)
     else:
-        second = tl.load(ptr + stride_part + offsets, mask=mask, other=OTHER)
-        if PARTS == 2:
+        second = load_or_zero(ptr + stride_part + offsets, mask)
+        if PARTS == 2:  # noqa: SIM108
             parts = (first, second)
         else:
-            parts = (first, second, tl.load(ptr + 2 * stride_part + offsets, mask=mask, other=OTHER))
+            parts = (first, second, load_or_zero(ptr + 2 * stride_part + offsets, mask))
     return parts
 
 
@@ -114,35 +119,42 @@ def store_parts(ptr, stride_part, offsets, parts, mask):
 
 @triton.jit
 def load_rows(x, index, valid, d, D, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
-    """``x[index, d : d + BLOCK_D]`` as an operand, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D]."""
+    """``x[index, d : d + BLOCK_D]`` as an operand, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D].
+
+    All are valid where ``valid`` is None.
+    """
     offs_d = d + tl.arange(0, BLOCK_D)
     offsets = index.to(tl.int64)[:, None] * x.stride_n + offs_d.to(tl.int64)[None, :] * x.stride_d
-    mask = valid[:, None] & (offs_d < D)[None, :]
+    mask = (offs_d < D)[None, :]
+    if valid is not None:
+        mask &= valid[:, None]
     if x.ptr.dtype.element_ty == tl.bfloat16 and part_count(PRECISION) > 1:
         parts = load_parts(x.ptr, tl.cast(x.stride_part, tl.int64), offsets, mask, part_count(PRECISION))
     else:
-        parts = split(tl.load(x.ptr + offsets, mask=mask, other=0.0), PRECISION)
+        parts = split(load_or_zero(x.ptr + offsets, mask), PRECISION)
     return parts
 
 
 @triton.jit
-def scores(
+def raw_scores(
     x_tile, y_tile, x, y, x_index, x_ok, y_index, y_ok, D, scale,
     ACC: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``s2`` of rows of ``x`` and of ``y``, one ``a`` and one ``b``, [BLOCK_X, BLOCK_Y]; finite where either is none.
+    """``(s, unit)`` of rows of ``x`` and of ``y``, one ``a`` and one ``b``: ``s2 = s unit``, and ``unit > 0``.
 
-    ``x_tile`` and ``y_tile`` are what ``ONE_D`` multiplies. With ``PRECISION`` "differences", which is not for
-    ``ONE_D``, ``s2 = -scale / 2 |x - y|^2 log2(e)``: the same, biases being ``-scale / 2 |x|^2`` and
-    ``-scale / 2 |y|^2``, with all its digits far from the origin.
+    ``s`` is [BLOCK_X, BLOCK_Y], finite where either is none. ``x_tile`` and ``y_tile`` are what ``ONE_D`` multiplies.
+    An index that is valid throughout has None.
+
+    With ``PRECISION`` "differences", which is not for ``ONE_D``, ``s2 = -scale / 2 |x - y|^2 log2(e)``: the same, with
+    biases of ``-scale / 2 |x|^2`` and ``-scale / 2 |y|^2``, and with all its digits far from the origin.
     """
     s = tl.zeros([BLOCK_X, BLOCK_Y], dtype=ACC)
     if PRECISION == "differences":
         for d in range(0, D):
             offs_d = tl.cast(d, tl.int64)
-            u = tl.load(x.ptr + x_index.to(tl.int64) * x.stride_n + offs_d * x.stride_d, mask=x_ok, other=0.0)
-            v = tl.load(y.ptr + y_index.to(tl.int64) * y.stride_n + offs_d * y.stride_d, mask=y_ok, other=0.0)
+            u = load_or_zero(x.ptr + x_index.to(tl.int64) * x.stride_n + offs_d * x.stride_d, x_ok)
+            v = load_or_zero(y.ptr + y_index.to(tl.int64) * y.stride_n + offs_d * y.stride_d, y_ok)
             difference = u.to(ACC)[:, None] - v.to(ACC)[None, :]
             s += difference * difference
         s *= -0.5
@@ -153,12 +165,30 @@ def scores(
             u = load_rows(x, x_index, x_ok, d, D, BLOCK_D, PRECISION)  # [BLOCK_X, BLOCK_D]
             v = load_rows(y, y_index, y_ok, d, D, BLOCK_D, PRECISION)  # [BLOCK_Y, BLOCK_D]
             s = product(u, transposed(v), s)
-    s *= tl.full([1, 1], scale, ACC) * LOG2E
+    unit = tl.full([1, 1], scale, ACC) * LOG2E
     if x.bias_ptr is not None and PRECISION != "differences":
-        x_bias = tl.load(x.bias_ptr + x_index, mask=x_ok, other=0.0)
-        y_bias = tl.load(y.bias_ptr + y_index, mask=y_ok, other=0.0)
-        s += (x_bias[:, None] + y_bias[None, :]) * LOG2E
-    return s
+        x_bias = load_or_zero(x.bias_ptr + x_index, x_ok)
+        y_bias = load_or_zero(y.bias_ptr + y_index, y_ok)
+        s = tl.fma(s, unit, (x_bias[:, None] + y_bias[None, :]) * LOG2E)
+        unit = tl.full([1, 1], 1.0, ACC)
+    elif PRECISION == "ieee" or PRECISION == "bf16x3" or PRECISION == "differences":
+        # Rounded here: a product that the compiler joins with what is added to it is another number in every pass.
+        s = tl.fma(s, unit, 0.0)
+        unit = tl.full([1, 1], 1.0, ACC)
+    return s, unit
+
+
+@triton.jit
+def scores(
+    x_tile, y_tile, x, y, x_index, x_ok, y_index, y_ok, D, scale,
+    ACC: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, ONE_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``s2_ij`` as `raw_scores` has it."""
+    s, unit = raw_scores(
+        x_tile, y_tile, x, y, x_index, x_ok, y_index, y_ok, D, scale, ACC, BLOCK_X, BLOCK_Y, BLOCK_D, ONE_D, PRECISION
+    )
+    return s * unit
 
 
 @triton.jit
@@ -169,9 +199,12 @@ def finite_shift(m):
 
 @triton.jit
 def load_normaliser(x_ptr, index, valid, size):
-    """``(m, 1 / l)`` of ``rows`` or ``columns``, [.., size]; (inf, 0), a probability of 0, where not ``valid``."""
-    m = tl.load(x_ptr + MAXIMUM * size + index, mask=valid, other=float("inf"))
-    inverse = tl.load(x_ptr + INVERSE_SUM * size + index, mask=valid, other=0.0)
+    """``(m, 1 / l)`` of ``rows`` or ``columns``, [.., size]; (inf, 0), a probability of 0, where not ``valid``.
+
+    All are valid where ``valid`` is None.
+    """
+    m = tl.load(x_ptr + MAXIMUM * size + index, mask=valid, other=None if valid is None else float("inf"))
+    inverse = tl.load(x_ptr + INVERSE_SUM * size + index, mask=valid, other=None if valid is None else 0.0)
     return m, inverse
 
 

@@ -23,6 +23,7 @@ from fastassoc.kernels.triton.steps import (
     other_way,
     recomputed_steps,
     slot_tile,
+    tile_shifts,
 )
 
 
@@ -116,8 +117,10 @@ def round_trips(
         first_tile = tl.load(tables.tiles_ptr + FIRST_TILE * tables.TILES + tile_i)
         tile_k = tl.where(side == 0, tile_i, first_tile) + trip - first_trip(tables, tile_i, None, side)
     a_tile = None  # [BLOCK_N, BLOCK_D]
+    shift_i = None
     if WAY == "computed":
-        a_tile = slot_tile(a, tables, tile_i, D, BLOCK_N, BLOCK_D, PRECISION)
+        shift_i = tile_shifts(tables, tile_i, BLOCK_N)
+        a_tile = slot_tile(a, tile_i, 0, D, BLOCK_N, BLOCK_D, PRECISION)
     # 2. The columns of this share.
     trips = tl.zeros([BLOCK_N, BLOCK_N], dtype=ACC)
     rho = tl.zeros([BLOCK_N], dtype=ACC)
@@ -145,8 +148,9 @@ def round_trips(
                 trips = product(transposed(left), right, trips)
         else:
             exact = merged_steps(
-                a, b, tables, tile_i, column, a_tile, b_tile, D, scale, True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
-            )  # [BLOCK_N, BLOCK_M]
+                a, b, tables, tile_i, column, a_tile, b_tile, shift_i, D, scale,
+                True, True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+            )  # [BLOCK_N, BLOCK_M]  # fmt: skip
             if WALKER:
                 left = split(exact, PRODUCT)
                 trips = product(left, transposed(left), trips)

@@ -42,7 +42,7 @@ def row_gradients(
         if WAY == "computed":
             if g_ptr is not None:
                 g = load_g(g_ptr, tile, PAIRS, BLOCK_N, PRODUCT)  # [BLOCK_N, BLOCK_N]
-            a_tile = slot_tile(a, tables, tile, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+            a_tile = slot_tile(a, tile, 0, D, BLOCK_N, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
         da = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
         total = tl.zeros([BLOCK_N], dtype=ACC)
         start = tl.maximum(begin - tile * column_tiles, 0) * BLOCK_M

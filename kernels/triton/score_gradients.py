@@ -25,7 +25,21 @@ from fastassoc.kernels.triton.steps import (
     recomputed_steps,
     store_steps,
     tile_offsets,
+    tile_shifts,
 )
+
+
+@triton.jit
+def row_terms(weights_ptr, row_terms_ptr, grad_walker_ptr, grad_visit_ptr, BLOCK_N: tl.constexpr):
+    """``there_i (g_w rho_w_i + g_v rho_v_i)``, without a term whose upstream gradient is None. Fills ``row_terms``."""
+    slot = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = row_weight(weights_ptr, slot, THERE)
+    rho = tl.zeros_like(there)
+    if grad_walker_ptr is not None:
+        rho += tl.load(grad_walker_ptr) * row_weight(weights_ptr, slot, RHO_WALKER)
+    if grad_visit_ptr is not None:
+        rho += tl.load(grad_visit_ptr) * row_weight(weights_ptr, slot, RHO_VISIT)
+    tl.store(row_terms_ptr + slot, there * rho)
 
 
 @triton.jit
@@ -35,30 +49,36 @@ def load_terms(terms_ptr, within, CHUNK):
 
 
 @triton.jit
+def power_of_two(x):
+    """``2^x`` of whole numbers from -126 to 127; of infinity some finite number."""
+    if x.dtype == tl.float32:
+        # The last digits of the sum are those of x.
+        bits = ((x + 12582912.0).to(tl.int32, bitcast=True) << 23) + 0x3F800000
+        result = bits.to(tl.float32, bitcast=True)
+    else:
+        result = tl.exp2(tl.where(x == float("inf"), 0.0, x))
+    return result
+
+
+@triton.jit
 def of_left(
-    u, tables, slot, column, valid, of_there, of_back, merged, grad_walker_ptr, grad_visit_ptr,
+    u, tables, slot, column, valid, of_there, back, of_back, grad_walker_ptr, grad_visit_ptr,
     ROWS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """What ``left_ij`` is to be multiplied by: weights of rows and of columns, and ``u`` of both.
 
-        g_w u_ij + there_i (of_there_j - (g_w rho_w_i + g_v rho_v_i) alpha_j) - back_i of_back_j
+        g_w u_ij + there_i of_there_j - row_term_i alpha_j - back_i of_back_j
 
-    ``merged`` is 1, or 0 in the plain form, which has no last term; nor is there one where ``of_back`` is None.
+    without the last term where ``back`` is None.
     """
-    there = row_weight(tables.weights_ptr, slot, THERE)
-    rho = tl.zeros_like(there)
-    if grad_walker_ptr is not None:
-        rho += tl.load(grad_walker_ptr) * row_weight(tables.weights_ptr, slot, RHO_WALKER)
-    if grad_visit_ptr is not None:
-        rho += tl.load(grad_visit_ptr) * row_weight(tables.weights_ptr, slot, RHO_VISIT)
     alpha = along(column_weight(tables, column, valid, ALPHA, 0.0), not ROWS_FIRST)
-    x = -along(there * rho, ROWS_FIRST) * alpha
-    if grad_visit_ptr is not None:
-        x += along(there, ROWS_FIRST) * along(of_there, not ROWS_FIRST)
+    x = along(tl.load(tables.row_terms_ptr + slot), ROWS_FIRST) * -alpha
     if grad_walker_ptr is not None:
         x += tl.load(grad_walker_ptr) * u
-    if grad_walker_ptr is not None and of_back is not None:
-        back = merged * row_weight(tables.weights_ptr, slot, BACK)
+    if grad_visit_ptr is not None:
+        there = row_weight(tables.weights_ptr, slot, THERE)
+        x += along(there, ROWS_FIRST) * along(of_there, not ROWS_FIRST)
+    if grad_walker_ptr is not None and back is not None:
         x -= along(back, ROWS_FIRST) * along(of_back, not ROWS_FIRST)
     return x
 
@@ -71,8 +91,9 @@ def merged_gradients(
 ):  # fmt: skip
     """``ds_ij`` of the merged form, computed as `merged_steps` are; ``g`` is that of the class tile, and symmetric."""
     left = merged_steps(
-        a, b, tables, tile, column, a_tile, b_tile, D, scale, ROWS_FIRST, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
-    )
+        a, b, tables, tile, column, a_tile, b_tile, None, D, scale,
+        ROWS_FIRST, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+    )  # fmt: skip
     u = None
     if grad_walker_ptr is not None:
         steps = split(left, PRODUCT)
@@ -83,8 +104,10 @@ def merged_gradients(
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = column < tables.M
     of_there, of_back = load_terms(terms_ptr, within, CHUNK)
+    # Not read: a loop that copies weights ahead has room for no more of them in the shared memory of an H100.
+    back = power_of_two(tile_shifts(tables, tile, BLOCK_N))
     return left * of_left(
-        u, tables, slot, column, valid, of_there, of_back, 1.0, grad_walker_ptr, grad_visit_ptr, ROWS_FIRST
+        u, tables, slot, column, valid, of_there, back, of_back, grad_walker_ptr, grad_visit_ptr, ROWS_FIRST
     )
 
 
@@ -116,9 +139,11 @@ def class_gradients(
         left = load_values(steps, 0, tile, first, tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, PRODUCT)
     else:
         left = recomputed_steps(a, b, tables, 0, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
-    x = left * of_left(
-        u, tables, slot, column, valid, of_there, of_back, 1.0 - plain, grad_walker_ptr, grad_visit_ptr, False
-    )
+    back = None
+    if of_back is not None:
+        # The plain form has the term elsewhere.
+        back = (1.0 - plain) * row_weight(tables.weights_ptr, slot, BACK)
+    x = left * of_left(u, tables, slot, column, valid, of_there, back, of_back, grad_walker_ptr, grad_visit_ptr, False)
     kappa = tl.zeros([BLOCK_M], dtype=x.dtype)
     if grad_walker_ptr is not None:
         # In the merged form every trip has been counted both ways.

@@ -24,7 +24,6 @@ from fastassoc.kernels.triton.primitives import (
     load_rows,
     part_count,
     scores,
-    slot_rows,
     split,
     store_parts,
 )
@@ -74,12 +73,29 @@ def along(x, FIRST: tl.constexpr):
 
 
 @triton.jit
-def left_factor(s, tables, slot, column, valid, ROWS_FIRST: tl.constexpr):
+def tile_shifts(tables, tile, BLOCK_N: tl.constexpr):
+    """``shift_i`` of the rows of a class tile, [BLOCK_N]."""
+    return row_weight(tables.weights_ptr, tile * BLOCK_N + tl.arange(0, BLOCK_N), SHIFT)
+
+
+@triton.jit
+def column_weights(tables, column, valid, PRODUCT: tl.constexpr):
+    """``(shift_j, factor_j)`` of the merged form; no factor where the shift has it (`forms`)."""
+    shift_j = column_weight(tables, column, valid, COLUMN_SHIFT, float("inf"))
+    if PRODUCT == "bf16":  # noqa: SIM108
+        weights = (shift_j,)
+    else:
+        weights = (shift_j, column_weight(tables, column, valid, FACTOR, 0.0))
+    return weights
+
+
+@triton.jit
+def left_factor(s, shift_i, weights_j, ROWS_FIRST: tl.constexpr):
     """``left_ij = exp2(s2_ij - shift_i - shift_j) factor_j`` of the merged form; 0 for no column, no row."""
-    shift_i = along(row_weight(tables.weights_ptr, slot, SHIFT), ROWS_FIRST)
-    shift_j = along(column_weight(tables, column, valid, COLUMN_SHIFT, float("inf")), not ROWS_FIRST)
-    factor_j = along(column_weight(tables, column, valid, FACTOR, 0.0), not ROWS_FIRST)
-    return tl.exp2(s - shift_i - shift_j) * factor_j
+    left = tl.exp2(s - along(shift_i, ROWS_FIRST) - along(weights_j[0], not ROWS_FIRST))
+    if len(weights_j) == 2:
+        left *= along(weights_j[1], not ROWS_FIRST)
+    return left
 
 
 @triton.jit
@@ -115,14 +131,14 @@ def recomputed_steps(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`factor`, computed from whole rows of both embeddings."""
-    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
-    a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    a_tile = load_rows(a, slot, None, 0, D, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
     valid = column < tables.M
     s = scores(
-        b_tile, a_tile, b, a, column, valid, row, row_ok, D, scale,
+        b_tile, a_tile, b, a, column, valid, slot, None, D, scale,
         tables.weights_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_D, True, PRECISION,
     )  # fmt: skip
-    return factor(s, side, tables, tile * BLOCK_N + tl.arange(0, BLOCK_N), column, valid)
+    return factor(s, side, tables, slot, column, valid)
 
 
 @triton.jit
@@ -143,35 +159,41 @@ def class_steps(
 
 @triton.jit
 def merged_steps(
-    a, b, tables, tile, column, a_tile, b_tile, D, scale, ROWS_FIRST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale, ROWS_FIRST: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``left_ij`` of the merged form, computed from whole rows of both embeddings.
 
     [BLOCK_N, BLOCK_M] with ``ROWS_FIRST``, else [BLOCK_M, BLOCK_N]: a product takes its first operand from registers
-    where it lies as the product that it comes from left it.
+    where it lies as the product that it comes from left it. ``AHEAD`` reads the columns' weights before the product,
+    which hides how long that takes, where registers are left for them.
     """
     ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
-    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = column < tables.M
+    if AHEAD:
+        weights = column_weights(tables, column, valid, PRODUCT)
     if ROWS_FIRST:
         s = scores(
-            a_tile, b_tile, a, b, row, row_ok, column, valid, D, scale,
+            a_tile, b_tile, a, b, slot, None, column, valid, D, scale,
             ACC, BLOCK_N, BLOCK_M, BLOCK_D, True, PRECISION,
         )  # fmt: skip
     else:
         s = scores(
-            b_tile, a_tile, b, a, column, valid, row, row_ok, D, scale,
+            b_tile, a_tile, b, a, column, valid, slot, None, D, scale,
             ACC, BLOCK_M, BLOCK_N, BLOCK_D, True, PRECISION,
         )  # fmt: skip
-    return left_factor(s, tables, tile * BLOCK_N + tl.arange(0, BLOCK_N), column, valid, ROWS_FIRST)
+    if not AHEAD:
+        weights = column_weights(tables, column, valid, PRODUCT)
+    if shift_i is None:
+        shift_i = tile_shifts(tables, tile, BLOCK_N)
+    return left_factor(s, shift_i, weights, ROWS_FIRST)
 
 
 @triton.jit
-def slot_tile(a, tables, tile, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+def slot_tile(a, tile, d, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
     """The rows of ``a`` of a class tile as an operand, [BLOCK_N, BLOCK_D]."""
-    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
-    return load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION)
+    return load_rows(a, tile * BLOCK_N + tl.arange(0, BLOCK_N), None, d, D, BLOCK_D, PRECISION)
 
 
 @triton.jit
@@ -191,16 +213,16 @@ def steps(
     first = tl.program_id(0) * BLOCK_M
     column = (out.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
     valid = column < tables.M
-    row, row_ok = slot_rows(tables.slots_ptr, tile, BLOCK_N)
+    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     b_tile = load_rows(b, column, valid, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_M, BLOCK_D]
-    a_tile = load_rows(a, row, row_ok, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_N, BLOCK_D]
+    a_tile = load_rows(a, slot, None, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_N, BLOCK_D]
     s = scores(
-        b_tile, a_tile, b, a, column, valid, row, row_ok, D, scale,
+        b_tile, a_tile, b, a, column, valid, slot, None, D, scale,
         ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,
     )  # [BLOCK_M, BLOCK_N]  # fmt: skip
-    slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     if SIDES == 1:
-        left = left_factor(s, tables, slot, column, valid, False)
+        shift_i = tile_shifts(tables, tile, BLOCK_N)
+        left = left_factor(s, shift_i, column_weights(tables, column, valid, PRODUCT), False)
     else:
         left = factor(s, 0, tables, slot, column, valid)
     store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, PRODUCT)

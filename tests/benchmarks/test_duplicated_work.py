@@ -21,8 +21,9 @@ PER_WARP = re.compile(r"mma\.sync\.aligned\.m(\d+)n(\d+)k(\d+)")
 # Products as (of scores, with g, of embeddings with gradients, of steps with steps), and exponentials of an element.
 # What is "recomputed" is computed several times by intent.
 NEEDED = {
-    ("row_normalisers", None): ((1, 0, 0, 0), 1),
-    ("column_normalisers", None): ((1, 0, 0, 0), 2),
+    # Written twice, of which one runs: tiles of rows and columns that are all there, and tiles with a mask.
+    ("row_normalisers", None): ((2, 0, 0, 0), 2),
+    ("column_normalisers", None): ((2, 0, 0, 0), 4),
     ("steps", None): ((1, 0, 0, 0), 1),
     ("round_trips", "computed"): ((1, 0, 0, 1), 1),
     ("kappa", "computed"): ((1, 1, 0, 0), 1),

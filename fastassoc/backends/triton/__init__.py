@@ -55,6 +55,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
         visit_parts = normalised.visit_parts
         if inputs.walker or needs_gradient:
             buffers, sizes = buffers.sized(plan)
+            a = plan.embeddings_by_slot(buffers.slots)
             walker_parts, visit_parts, g = forward.walk(plan, a, b, normalised, buffers, sizes, needs_gradient)
         elif inputs.ranks is not None and visit_parts is not None:
             (visit_parts,) = inputs.ranks.sum(visit_parts.sum(0, keepdim=True))

@@ -10,14 +10,14 @@ from torch import Tensor
 from fastassoc.backends.protocol import Gradients, Needs
 from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.forward import store_steps
-from fastassoc.backends.triton.launch import OverRanges
+from fastassoc.backends.triton.launch import OverRanges, launch
 from fastassoc.backends.triton.plan import WAVES, Plan, Range, ceil_div
 from fastassoc.kernels.triton.buffers import TERM_FIELDS
 from fastassoc.kernels.triton.column_gradients import column_gradients
 from fastassoc.kernels.triton.configs import MOST_COLUMNS
 from fastassoc.kernels.triton.kappa import column_terms, kappa, take_off_kappa
 from fastassoc.kernels.triton.row_gradients import row_gradients
-from fastassoc.kernels.triton.score_gradients import score_gradients
+from fastassoc.kernels.triton.score_gradients import row_terms, score_gradients
 from fastassoc.kernels.triton.shares import add_column_shares, add_row_shares
 
 _SHARE_LINES, _SHARE_COLUMNS = 16, 128
@@ -44,7 +44,7 @@ class Backward:
         grad_visit: Tensor | None,
     ) -> None:
         self.plan, self.buffers, self.sizes = plan, buffers, sizes
-        self.a, self.b = plan.embeddings_a(), plan.embeddings_b()
+        self.a, self.b = plan.embeddings_by_slot(buffers.slots), plan.embeddings_b()
         self.launch = OverRanges()
         self.slots = sizes.tiles * plan.class_rows
         new, dtype = plan.inputs.a.new_empty, plan.inputs.dtype
@@ -64,7 +64,7 @@ class Backward:
             "terms_ptr": new(TERM_FIELDS, self.chunk, dtype=dtype),
             "grad_walker_ptr": grad_walker,
             "grad_visit_ptr": grad_visit,
-            "tables": buffers.tables(plan),
+            "tables": buffers.tables(plan)._replace(row_terms_ptr=self._row_terms(grad_walker, grad_visit)),
             "PAIRS": sizes.pairs,
             "PRODUCT": plan.precision.others,
         }
@@ -88,6 +88,21 @@ class Backward:
         result_b, dbias_b = (None, None) if db is None else (db.whole, db.bias)
         return Gradients(result_a if needs[0] else None, result_b if needs[1] else None, dbias_a, dbias_b)
 
+    def _row_terms(self, grad_walker: Tensor | None, grad_visit: Tensor | None) -> Tensor:
+        """``row_terms``."""
+        weights = self.buffers.weights
+        result = weights.new_empty(self.slots)
+        launch(
+            row_terms,
+            (self.sizes.tiles,),
+            weights_ptr=weights,
+            row_terms_ptr=result,
+            grad_walker_ptr=grad_walker,
+            grad_visit_ptr=grad_visit,
+            BLOCK_N=self.plan.class_rows,
+        )
+        return result
+
     def _find_column_terms(self, part: Range) -> None:
         """``terms`` of a range."""
         plan, tile = self.plan, self.plan.config.kappa
@@ -98,7 +113,7 @@ class Backward:
                 (max(items, self.sizes.tiles),),
                 plan.config.tile("kappa", way),
                 steps=part.steps,
-                tables=self.upstream["tables"],
+                tables=self.buffers.tables(plan),
                 g_ptr=self.upstream["g_ptr"],
                 kappa_parts_ptr=self.kappa_parts,
                 PAIRS=self.sizes.pairs,
@@ -115,7 +130,8 @@ class Backward:
             START=part.steps.START,
             BLOCK_M=MOST_COLUMNS,
             BLOCK_T=_KAPPA_TILES,
-            **{name: self.upstream[name] for name in ("tables", "grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},
+            tables=self.buffers.tables(plan),
+            **{name: self.upstream[name] for name in ("grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},
         )
 
     def _store_score_gradients(self, part: Range) -> None:
@@ -125,7 +141,6 @@ class Backward:
             "steps": part.steps,
             "exact_ptr": self.exact,
             "units_ptr": self.units,
-            "tables": self.upstream["tables"],
             "kappa_parts_ptr": self.kappa_parts,
             "grad_walker_ptr": self.upstream["grad_walker_ptr"],
             "SIDES": self.sizes.sides,
@@ -136,6 +151,7 @@ class Backward:
             score_gradients,
             (part.columns // tile.columns, self.sizes.tiles),
             tile,
+            tables=self.upstream["tables"],
             g_ptr=self.upstream["g_ptr"],
             grad_visit_ptr=self.upstream["grad_visit_ptr"],
             PAIRS=self.sizes.pairs,
@@ -146,6 +162,7 @@ class Backward:
             self.launch(
                 take_off_kappa,
                 (part.columns // _KAPPA_COLUMNS, min(self.sizes.tiles, _KAPPA_PROGRAMS)),
+                tables=self.buffers.tables(plan),
                 BLOCK_M=_KAPPA_COLUMNS,
                 BLOCK_T=_KAPPA_TILES,
                 **shared,

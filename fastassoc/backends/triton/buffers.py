@@ -94,7 +94,7 @@ class Buffers(NamedTuple):
     def tables(self, plan: Plan) -> Tables:
         """What passes look up."""
         return Tables(
-            self.columns, self.slots, self.tiles, self.counts, self.weights, plan.m, self.tiles.stride(0)
+            self.columns, self.slots, self.tiles, self.counts, self.weights, None, plan.m, self.tiles.stride(0)
         )  # fmt: skip
 
     def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None) -> Saved:

@@ -143,6 +143,7 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         PROGRAMS=extremes.shape[1],
         TILES=tiles,
         MAY_MERGE=inputs.eps >= _LEAST_EPS,
+        KEEP_FACTOR=plan.precision.others != "bf16",
         CLASS_ROWS=plan.class_rows,
         BLOCK=_FORM_COLUMNS,
     )

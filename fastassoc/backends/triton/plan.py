@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastassoc.backends.protocol import Inputs
 from fastassoc.backends.triton.launch import launch, machine
 from fastassoc.backends.triton.precision import choose_precision
 from fastassoc.kernels.triton.buffers import COLUMN_FIELDS, Embeddings, Steps
 from fastassoc.kernels.triton.configs import MOST_COLUMNS, Config, Tile, choose_config
-from fastassoc.kernels.triton.split_rows import split_rows
+from fastassoc.kernels.triton.row_operands import row_operands
 
 WORKSPACE_BYTES = 32 * 2**20
 """Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
-WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 40 * 2**20, 24 * 2**20
+WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 36 * 2**20, 20 * 2**20
 """What the workspace and the numbers of all columns may take together, for a step of a million columns to stay within
 64 MiB; but the workspace has at least ``LEAST_WORKSPACE``."""
 MAX_ROWS_WITHOUT_SYNC = 2048
@@ -79,13 +80,26 @@ class Plan:
         a, bias = self.inputs.a, self.inputs.bias_a
         if not self.precision.split_rows:
             return Embeddings(a, bias, 0, *a.stride())
-        parts = a.new_empty(self.precision.parts, self.n, self.d, dtype=torch.bfloat16)
+        return self._operands(None, self.n)._replace(bias_ptr=bias)
+
+    def embeddings_by_slot(self, slots: Tensor) -> Embeddings:
+        """``a`` as passes over class tiles take it, and its biases, in the order of the slots; 0 in empty ones."""
+        return self._operands(slots, slots.shape[1])
+
+    def _operands(self, slots: Tensor | None, count: int) -> Embeddings:
+        a, bias = self.inputs.a, self.inputs.bias_a
+        dtype = torch.bfloat16 if self.precision.scores.startswith("bf16") else a.dtype
+        parts = a.new_empty(self.precision.parts if self.precision.split_rows else 1, count, self.d, dtype=dtype)
+        biases = None if slots is None or bias is None else bias.new_empty(count)
         launch(
-            split_rows,
-            (ceil_div(self.n, 32), ceil_div(self.d, 128)),
+            row_operands,
+            (ceil_div(count, 32), ceil_div(self.d, 128)),
             x_ptr=a,
+            bias_ptr=None if biases is None else bias,
+            slots_ptr=slots,
             parts_ptr=parts,
-            N=self.n,
+            bias_parts_ptr=biases,
+            COUNT=count,
             D=self.d,
             stride_n=a.stride(0),
             stride_d=a.stride(1),
@@ -93,7 +107,7 @@ class Plan:
             BLOCK_D=128,
             PRECISION=self.precision.scores,
         )
-        return Embeddings(parts, bias, *parts.stride())
+        return Embeddings(parts, biases, *parts.stride())
 
     def embeddings_b(self) -> Embeddings:
         """``b`` as the caller gave it."""

@@ -77,13 +77,13 @@ def test_a_small_batch_is_few_launches(rows: int, columns: int, launches: tuple[
     assert (len(forward), len(backward)) == launches
 
 
-# Rows of float32 are split into parts, once in either pass.
+# Rows of float32 are split into parts once before rows are put in the order of the slots, which either pass does.
 @pytest.mark.parametrize(("dtype", "splits"), [(torch.bfloat16, 0), (torch.float16, 0), (torch.float32, 1)], ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(100, 2049), (1025, 100)])
 def test_launches_of_the_general_passes(rows: int, columns: int, dtype: torch.dtype, splits: int) -> None:
     forward, backward = step(meta_inputs(rows, dtype, columns=columns))
-    assert len(forward) <= 9 + splits
-    assert len(backward) <= 8 + splits
+    assert len(forward) <= 10 + splits
+    assert len(backward) <= 10
 
 
 def test_ranges_of_columns_compile_nothing_anew() -> None:
@@ -94,7 +94,9 @@ def test_ranges_of_columns_compile_nothing_anew() -> None:
         for launch in launches:
             passes.setdefault(launch.kernel.__name__, set()).add(repr(launch.specialisation()))
             starts |= {x.START for x in launch.arguments.values() if isinstance(x, Steps)}
-        assert {name: len(found) for name, found in passes.items() if len(found) > 1} == {}
+        # Rows are split in their own order, and in that of the slots.
+        several = {name: len(found) for name, found in passes.items() if len(found) > 1}
+        assert several in ({}, {"row_operands": 2})
         variants |= passes
     assert len(starts) > 3
     assert min(starts) == 0

@@ -79,6 +79,8 @@ def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypa
         of_there, of_back = trace.arguments("column_terms")["terms_ptr"].cpu()[:, : size[1]]
         close(of_there, alpha * exact.h)
         close(of_back, exact.kappa / alpha)
+    row_terms = trace.arguments("row_terms")["row_terms_ptr"][taken].cpu()[source[taken].argsort()]
+    close(row_terms, there * (rho_walker + rho_visit))
     u, w = exact.g @ exact.q, exact.g.T @ exact.p_ab
     rho = (exact.g * exact.p_aba).sum(1, keepdim=True) + (exact.p_ab @ exact.h)[:, None]
     ds = exact.p_ab * (u + exact.h - rho) + exact.q * (w - exact.kappa)

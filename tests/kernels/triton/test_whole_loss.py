@@ -14,8 +14,9 @@ import fastassoc
 from fastassoc import reference
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton import plan
+from fastassoc.backends.triton import forward, plan
 from fastassoc.backends.triton.labels import Labels
+from fastassoc.kernels.triton.forms import forms
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
 
@@ -52,6 +53,19 @@ def test_rows_of_flat_probabilities_sum_to_one() -> None:
     da = run(case, walker_weight=0.0).da
     assert da is not None
     assert (da[:, -1] * 100).square().mean().sqrt() <= 1.25 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+def test_shifts_of_columns_with_their_factors(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with bf16: half a column's normaliser as one number, which in float64 is as exact as an integer and a factor.
+    launch = forward.launch
+
+    def launched(kernel: Any, *arguments: Any, **options: Any) -> Any:
+        return launch(kernel, *arguments, **options | ({"KEEP_FACTOR": False} if kernel is forms else {}))
+
+    monkeypatch.setattr(forward, "launch", launched)
+    case = make_case(40, 70, 20, 4, scale=scale)
+    assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
 
 
 @BOTH_PASSES
