@@ -131,7 +131,8 @@ class Plan:
             "a": a,
             "b": b,
             "D": self.d,
-            "scale": self.inputs.scale,
+            # Not 0, by which kernels would multiply the infinities that their running maxima begin with.
+            "scale": max(self.inputs.scale, self.tiny),
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
             "BLOCK_D": self.depth(tile),

@@ -16,8 +16,9 @@ from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
 from fastassoc.backends.triton import forward, plan
 from fastassoc.backends.triton.labels import Labels
+from fastassoc.backends.triton.precision import Precision
 from fastassoc.kernels.triton.forms import forms
-from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case
+from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
 
 BOTH_PASSES = pytest.mark.parametrize("passes", ["general", "small batches"], indirect=True)
@@ -66,6 +67,20 @@ def test_shifts_of_columns_with_their_factors(scale: float, monkeypatch: pytest.
     monkeypatch.setattr(forward, "launch", launched)
     case = make_case(40, 70, 20, 4, scale=scale)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
+
+
+# Rows with a mask and without; whole tiles, and parts of one. A very large temperature makes all probabilities equal.
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 1}, {"temperature": 0.3}, {"temperature": 1e60}], ids=str)
+@pytest.mark.usefixtures("tiles")
+def test_scores_that_are_scaled_after_their_maximum(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with every precision but float32 and float64; the interpreter multiplies float16 rightly, and not bfloat16.
+    monkeypatch.setattr(plan, "choose_precision", lambda *_: Precision("fp16", "ieee"))
+    case = make_case(70, 150, 20, 3, scale=2.0, dtype=torch.float16)
+    result = run(case, **options)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    # Of float32, but that gradients are rounded to float16.
+    assert relative_error(result.loss, exact.loss) <= 2e-6
+    assert_close(result, exact, 2.0**-11)
 
 
 @BOTH_PASSES
