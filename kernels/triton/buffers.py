@@ -101,11 +101,11 @@ class Embeddings(NamedTuple):
     """Embeddings as an argument of a kernel."""
 
     ptr: Any
-    """[parts, size, D]; one part as the caller gave them, or the bfloat16 parts of float32."""
+    """[parts, size, D]: one part as the caller gave them, or what `row_operands` makes of them."""
     bias_ptr: Any
     """[size] acc, or None."""
     stride_part: Any
-    """0 where there is one part as the caller gave it."""
+    """0 where they are as the caller gave them."""
     stride_n: Any
     stride_d: Any
 

@@ -151,7 +151,6 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
                 score_gradients=Tile(128, 128, 128, 8, 1, 1),
                 row_gradients=Tile(128, 128, 128, 8, 3, 1),
                 column_gradients=Tile(128, 128, 128, 8, 3, 1),
-                stored_column_gradients=Tile(128, 128, 128, 8, 3, 1),
             ),
         ),
     ),

@@ -8,11 +8,11 @@ one exponential and a round trip is a symmetric product. Of the normaliser of a 
 units of log 2, half is kept as an integer ``r = round(lse / 2)`` and a factor ``f = exp2(r - m / 2) / sqrt(l)``, never
 as a rounded logarithm. With any integer ``k``:
 
-    left_ij = exp2(s2_ij - (r_i - k) - (r_j + k)) f_j      alpha_j = exp2(r_j - k) / f_j
+    left_ij = exp2(s2_ij - (r_j + k) - (r_i - k)) f_j      alpha_j = exp2(r_j - k) / f_j
     there_i = exp2(r_i + k - m_i) / l_i                    back_i = exp2(r_i - k)
 
-Where steps are kept as one bfloat16 number, the rounding of a logarithm does not count: ``r_j`` is half of ``lse`` not
-rounded to an integer there, and ``f_j`` 1.
+Where steps are kept as one bfloat16 number, the rounding of a logarithm is far below theirs: ``r_j`` is half of ``lse``
+there, not rounded to an integer, and ``f_j`` is 1.
 
 *Plain*: ``left_ij = exp2(s2_ij - m_i)``, ``right = q``, ``alpha = back = 1``, ``there_i = 1 / l_i``. Two exponentials
 and two products, but nothing underflows that matters. Merged, a step is ``left`` times a number of up to ``2^(d / 2)``
@@ -37,7 +37,7 @@ from fastassoc.kernels.triton.buffers import (
     THERE,
     WEIGHT_FIELDS,
 )
-from fastassoc.kernels.triton.primitives import load_normaliser, slot_rows
+from fastassoc.kernels.triton.primitives import load_normaliser
 
 FARTHEST = tl.constexpr(144.0)
 """Most that normalisers may be apart in the merged form, in units of log 2: 100 in natural ones."""
@@ -57,6 +57,13 @@ def row_weight(weights_ptr, slot, FIELD: tl.constexpr):
 def set_row_weight(weights_ptr, slot, FIELD: tl.constexpr, x):
     """The reverse of `row_weight`."""
     tl.store(weights_ptr + slot * FIELDS + FIELD, x)
+
+
+@triton.jit
+def slot_rows(slots_ptr, tile, BLOCK_N: tl.constexpr):
+    """``(row of a, whether there is one)`` for each slot of a class tile; see `fastassoc.kernels.triton.layout`."""
+    row = tl.load(slots_ptr + tile * BLOCK_N + tl.arange(0, BLOCK_N))
+    return tl.maximum(row, 0).to(tl.int64), row >= 0
 
 
 @triton.jit
@@ -114,12 +121,12 @@ def forms(
         column_ok = column < M
         m, inverse = load_normaliser(columns_ptr, column, column_ok, M)
         r, f = half(m, inverse)
-        alpha = tl.exp2(r - centre) / f
         if not KEEP_FACTOR:
-            r -= tl.log2(f)
-            f = tl.full([BLOCK], 1.0, ACC)
-            alpha = tl.exp2(r - centre)
-        tl.store(columns_ptr + COLUMN_SHIFT * M + column, tl.where(merged, r + centre, m), mask=column_ok)
+            r, f = (m - tl.log2(inverse)) * 0.5, tl.full([BLOCK], 1.0, ACC)
+        shift = r + centre
+        # Of the shift as it is stored.
+        alpha = tl.exp2(shift - 2.0 * centre) / f
+        tl.store(columns_ptr + COLUMN_SHIFT * M + column, tl.where(merged, shift, m), mask=column_ok)
         tl.store(columns_ptr + FACTOR * M + column, tl.where(merged, f, inverse), mask=column_ok)
         alpha = tl.where(merged, alpha, 1.0)
         tl.store(columns_ptr + ALPHA * tl.cast(M, tl.int64) + column, alpha, mask=column_ok)

@@ -105,7 +105,7 @@ def kappa(
         if WAY == "computed":
             left = merged_steps(
                 a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale,
-                False, True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+                False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
             u = product(split(left, PRODUCT), g, tl.zeros_like(left))
         else:

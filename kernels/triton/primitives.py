@@ -1,8 +1,9 @@
 """Tile mathematics that several passes share.
 
 Scores are kept in units of log 2: ``s2_ij = (scale a_i . b_j + bias_a_i + bias_b_j) log2(e)``. A normaliser is the pair
-of its maximum ``m`` (in those units) and the inverse ``1 / l`` of the sum of exponentials relative to it, never their
+of its maximum ``m`` (in those units) and the inverse ``1 / l`` of the sum of exponentials relative to it, not their
 logarithm: a float32 logarithm of 10 is already off by 5e-7, and every gradient is a difference of nearly equal terms.
+(`fastassoc.kernels.triton.forms` makes an exception for bfloat16.)
 
 Operands of products are tuples of parts. A ``PRECISION`` is "bf16", "bf16x2" or "bf16x3", one to three parts in
 bfloat16, 8 binary digits each; "fp16", one part in float16; or "ieee", one part in float32 or float64.
@@ -71,8 +72,8 @@ INTERPRETED = tl.constexpr(not isinstance(split, JITFunction))
 def product(x, y, acc):
     """``acc + x y``: the products of parts that are not below the last digit of the others, smallest first.
 
-    A score must be the same number wherever it is computed: if it is not, logits of 1,000 give probabilities that are
-    off a sum of 1 by 1e-4.
+    As exact as float32, a score must be the same number wherever it is computed: if it is not, logits of 1,000 give
+    probabilities that are off a sum of 1 by 1e-4.
     """
     if len(x) == 3:
         acc = tl.dot(x[2], y[0], tl.dot(x[1], y[1], tl.dot(x[0], y[2], acc)))
@@ -172,7 +173,8 @@ def raw_scores(
         s = tl.fma(s, unit, (x_bias[:, None] + y_bias[None, :]) * LOG2E)
         unit = tl.full([1, 1], 1.0, ACC)
     elif PRECISION == "ieee" or PRECISION == "bf16x3" or PRECISION == "differences":
-        # Rounded here: a product that the compiler joins with what is added to it is another number in every pass.
+        # Rounded here: a product that the compiler joins with what is added to it is another number in every pass. Of
+        # other precisions that is below the last digit.
         s = tl.fma(s, unit, 0.0)
         unit = tl.full([1, 1], 1.0, ACC)
     return s, unit
@@ -206,10 +208,3 @@ def load_normaliser(x_ptr, index, valid, size):
     m = tl.load(x_ptr + MAXIMUM * size + index, mask=valid, other=None if valid is None else float("inf"))
     inverse = tl.load(x_ptr + INVERSE_SUM * size + index, mask=valid, other=None if valid is None else 0.0)
     return m, inverse
-
-
-@triton.jit
-def slot_rows(slots_ptr, tile, BLOCK_N: tl.constexpr):
-    """``(row of a, whether there is one)`` for each slot of a class tile; see `fastassoc.kernels.triton.layout`."""
-    row = tl.load(slots_ptr + tile * BLOCK_N + tl.arange(0, BLOCK_N))
-    return tl.maximum(row, 0).to(tl.int64), row >= 0

@@ -149,7 +149,7 @@ def round_trips(
         else:
             exact = merged_steps(
                 a, b, tables, tile_i, column, a_tile, b_tile, shift_i, D, scale,
-                True, True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+                True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # [BLOCK_N, BLOCK_M]  # fmt: skip
             if WALKER:
                 left = split(exact, PRODUCT)

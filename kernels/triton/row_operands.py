@@ -8,10 +8,10 @@ from fastassoc.kernels.triton.primitives import part_count, split, store_parts
 
 @triton.jit
 def row_operands(
-    x_ptr, bias_ptr, slots_ptr, parts_ptr, bias_parts_ptr, COUNT, D, stride_n, stride_d,
+    x_ptr, bias_ptr, slots_ptr, parts_ptr, biases_ptr, COUNT, D, stride_n, stride_d,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``sum_p parts_p = x``, and the bias if there is one: COUNT rows in their order, or those of the slots.
+    """``sum_p parts_p = x``, and the bias if there is one: COUNT rows in their own order, or in that of the slots.
 
     ``parts`` [parts, COUNT, D] is contiguous; empty slots are 0. ``slots_ptr`` is None for the rows' own order.
     """
@@ -20,16 +20,16 @@ def row_operands(
     if slots_ptr is not None:
         # Rows are the first field of slots.
         row = tl.load(slots_ptr + line, mask=ok, other=-1).to(tl.int64)
-    there = ok & (row >= 0)
+    taken = ok & (row >= 0)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (offs_d < D)[None, :]
     x = tl.load(
         x_ptr + row[:, None] * stride_n + offs_d.to(tl.int64)[None, :] * stride_d,
-        mask=there[:, None] & mask, other=0.0,
+        mask=taken[:, None] & mask, other=0.0,
     )  # fmt: skip
     parts = (x,) if part_count(PRECISION) == 1 else split(x, PRECISION)
     size = tl.cast(COUNT, tl.int64) * D
     store_parts(parts_ptr, size, line.to(tl.int64)[:, None] * D + offs_d[None, :], parts, ok[:, None] & mask)
     if bias_ptr is not None:  # noqa: SIM102
         if tl.program_id(1) == 0:
-            tl.store(bias_parts_ptr + line, tl.load(bias_ptr + row, mask=there, other=0.0), mask=ok)
+            tl.store(biases_ptr + line, tl.load(bias_ptr + row, mask=taken, other=0.0), mask=ok)

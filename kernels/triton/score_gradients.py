@@ -50,9 +50,9 @@ def load_terms(terms_ptr, within, CHUNK):
 
 @triton.jit
 def power_of_two(x):
-    """``2^x`` of whole numbers from -126 to 127; of infinity some finite number."""
+    """``2^x`` of whole numbers from -126 to 127, and 1 of infinity."""
     if x.dtype == tl.float32:
-        # The last digits of the sum are those of x.
+        # The last digits of the sum with 1.5 2^23 are those of x.
         bits = ((x + 12582912.0).to(tl.int32, bitcast=True) << 23) + 0x3F800000
         result = bits.to(tl.float32, bitcast=True)
     else:
@@ -92,7 +92,7 @@ def merged_gradients(
     """``ds_ij`` of the merged form, computed as `merged_steps` are; ``g`` is that of the class tile, and symmetric."""
     left = merged_steps(
         a, b, tables, tile, column, a_tile, b_tile, None, D, scale,
-        ROWS_FIRST, False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
+        ROWS_FIRST, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
     )  # fmt: skip
     u = None
     if grad_walker_ptr is not None:

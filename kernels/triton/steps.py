@@ -91,8 +91,11 @@ def column_weights(tables, column, valid, PRODUCT: tl.constexpr):
 
 @triton.jit
 def left_factor(s, shift_i, weights_j, ROWS_FIRST: tl.constexpr):
-    """``left_ij = exp2(s2_ij - shift_i - shift_j) factor_j`` of the merged form; 0 for no column, no row."""
-    left = tl.exp2(s - along(shift_i, ROWS_FIRST) - along(weights_j[0], not ROWS_FIRST))
+    """``left_ij = exp2(s2_ij - shift_j - shift_i) factor_j`` of the merged form; 0 for no column, no row.
+
+    In this order no digit is lost: a column's shift is near the scores that count, and a row's is small.
+    """
+    left = tl.exp2(s - along(weights_j[0], not ROWS_FIRST) - along(shift_i, ROWS_FIRST))
     if len(weights_j) == 2:
         left *= along(weights_j[1], not ROWS_FIRST)
     return left
@@ -113,7 +116,7 @@ def factor(s, side, tables, slot, column, valid):
     shift_j = tl.where(of_rows & valid, 0.0, shift_j)
     factor_j = tl.where(of_rows & valid, 1.0, factor_j)
     shift_i = tl.where((side == 1) & (shift_i != float("inf")), 0.0, shift_i)
-    return tl.exp2(s - shift_i[None, :] - shift_j[:, None]) * factor_j[:, None]
+    return tl.exp2(s - shift_j[:, None] - shift_i[None, :]) * factor_j[:, None]
 
 
 @triton.jit
@@ -126,13 +129,19 @@ def other_way(tables, WAY: tl.constexpr):
 
 
 @triton.jit
+def slot_tile(a, tile, d, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+    """Columns ``d ..`` of the rows of ``a`` of a class tile as an operand, [BLOCK_N, BLOCK_D]."""
+    return load_rows(a, tile * BLOCK_N + tl.arange(0, BLOCK_N), None, d, D, BLOCK_D, PRECISION)
+
+
+@triton.jit
 def recomputed_steps(
     a, b, tables, side, tile, column, b_tile, D, scale,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`factor`, computed from whole rows of both embeddings."""
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    a_tile = load_rows(a, slot, None, 0, D, BLOCK_D, PRECISION)  # [BLOCK_N, BLOCK_D]
+    a_tile = slot_tile(a, tile, 0, D, BLOCK_N, BLOCK_D, PRECISION)
     valid = column < tables.M
     s = scores(
         b_tile, a_tile, b, a, column, valid, slot, None, D, scale,
@@ -159,19 +168,20 @@ def class_steps(
 
 @triton.jit
 def merged_steps(
-    a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale, ROWS_FIRST: tl.constexpr, AHEAD: tl.constexpr,
+    a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale, ROWS_FIRST: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``left_ij`` of the merged form, computed from whole rows of both embeddings.
 
     [BLOCK_N, BLOCK_M] with ``ROWS_FIRST``, else [BLOCK_M, BLOCK_N]: a product takes its first operand from registers
-    where it lies as the product that it comes from left it. ``AHEAD`` reads the columns' weights before the product,
-    which hides how long that takes, where registers are left for them.
+    where it lies as the product that it comes from left it. With ``shift_i``, the `tile_shifts`, the columns' weights
+    are read before the product too, which hides how long that takes; without, None, all are read after it, which saves
+    registers.
     """
     ACC: tl.constexpr = tables.weights_ptr.dtype.element_ty
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = column < tables.M
-    if AHEAD:
+    if shift_i is not None:
         weights = column_weights(tables, column, valid, PRODUCT)
     if ROWS_FIRST:
         s = scores(
@@ -183,17 +193,10 @@ def merged_steps(
             b_tile, a_tile, b, a, column, valid, slot, None, D, scale,
             ACC, BLOCK_M, BLOCK_N, BLOCK_D, True, PRECISION,
         )  # fmt: skip
-    if not AHEAD:
-        weights = column_weights(tables, column, valid, PRODUCT)
     if shift_i is None:
+        weights = column_weights(tables, column, valid, PRODUCT)
         shift_i = tile_shifts(tables, tile, BLOCK_N)
     return left_factor(s, shift_i, weights, ROWS_FIRST)
-
-
-@triton.jit
-def slot_tile(a, tile, d, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
-    """The rows of ``a`` of a class tile as an operand, [BLOCK_N, BLOCK_D]."""
-    return load_rows(a, tile * BLOCK_N + tl.arange(0, BLOCK_N), None, d, D, BLOCK_D, PRECISION)
 
 
 @triton.jit
@@ -215,7 +218,7 @@ def steps(
     valid = column < tables.M
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     b_tile = load_rows(b, column, valid, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_M, BLOCK_D]
-    a_tile = load_rows(a, slot, None, 0, D, BLOCK_D, PRECISION) if ONE_D else None  # [BLOCK_N, BLOCK_D]
+    a_tile = slot_tile(a, tile, 0, D, BLOCK_N, BLOCK_D, PRECISION) if ONE_D else None
     s = scores(
         b_tile, a_tile, b, a, column, valid, slot, None, D, scale,
         ACC, BLOCK_M, BLOCK_N, BLOCK_D, ONE_D, PRECISION,

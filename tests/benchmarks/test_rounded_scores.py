@@ -1,4 +1,4 @@
-"""Scores of float32 are the same numbers in every pass: rounded once, before anything is added to them.
+"""Scores of float32 at "highest" are the same numbers in every pass: rounded once, before anything is added to them.
 
 The compiler may join a product with a sum, ``s unit - shift``, and leave out the rounding between them, in one pass
 and not in another. With logits of 1,000 gradients were off by 5e-4 for it, 400 times as much as eager code's.

@@ -113,7 +113,7 @@ class Backward:
                 (max(items, self.sizes.tiles),),
                 plan.config.tile("kappa", way),
                 steps=part.steps,
-                tables=self.buffers.tables(plan),
+                tables=self.upstream["tables"],
                 g_ptr=self.upstream["g_ptr"],
                 kappa_parts_ptr=self.kappa_parts,
                 PAIRS=self.sizes.pairs,
@@ -130,8 +130,7 @@ class Backward:
             START=part.steps.START,
             BLOCK_M=MOST_COLUMNS,
             BLOCK_T=_KAPPA_TILES,
-            tables=self.buffers.tables(plan),
-            **{name: self.upstream[name] for name in ("grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},
+            **{name: self.upstream[name] for name in ("tables", "grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},
         )
 
     def _store_score_gradients(self, part: Range) -> None:
@@ -141,6 +140,7 @@ class Backward:
             "steps": part.steps,
             "exact_ptr": self.exact,
             "units_ptr": self.units,
+            "tables": self.upstream["tables"],
             "kappa_parts_ptr": self.kappa_parts,
             "grad_walker_ptr": self.upstream["grad_walker_ptr"],
             "SIDES": self.sizes.sides,
@@ -151,7 +151,6 @@ class Backward:
             score_gradients,
             (part.columns // tile.columns, self.sizes.tiles),
             tile,
-            tables=self.upstream["tables"],
             g_ptr=self.upstream["g_ptr"],
             grad_visit_ptr=self.upstream["grad_visit_ptr"],
             PAIRS=self.sizes.pairs,
@@ -162,7 +161,6 @@ class Backward:
             self.launch(
                 take_off_kappa,
                 (part.columns // _KAPPA_COLUMNS, min(self.sizes.tiles, _KAPPA_PROGRAMS)),
-                tables=self.buffers.tables(plan),
                 BLOCK_M=_KAPPA_COLUMNS,
                 BLOCK_T=_KAPPA_TILES,
                 **shared,

@@ -80,25 +80,26 @@ class Plan:
         a, bias = self.inputs.a, self.inputs.bias_a
         if not self.precision.split_rows:
             return Embeddings(a, bias, 0, *a.stride())
-        return self._operands(None, self.n)._replace(bias_ptr=bias)
+        return self._operands(None, bias)
 
     def embeddings_by_slot(self, slots: Tensor) -> Embeddings:
         """``a`` as passes over class tiles take it, and its biases, in the order of the slots; 0 in empty ones."""
-        return self._operands(slots, slots.shape[1])
+        bias = self.inputs.bias_a
+        return self._operands(slots, None if bias is None else bias.new_empty(slots.shape[1]))
 
-    def _operands(self, slots: Tensor | None, count: int) -> Embeddings:
-        a, bias = self.inputs.a, self.inputs.bias_a
+    def _operands(self, slots: Tensor | None, biases: Tensor | None) -> Embeddings:
+        """``a`` as products of scores take it, with ``biases``, which are filled in the order of the slots."""
+        a, count = self.inputs.a, self.n if slots is None else slots.shape[1]
         dtype = torch.bfloat16 if self.precision.scores.startswith("bf16") else a.dtype
         parts = a.new_empty(self.precision.parts if self.precision.split_rows else 1, count, self.d, dtype=dtype)
-        biases = None if slots is None or bias is None else bias.new_empty(count)
         launch(
             row_operands,
             (ceil_div(count, 32), ceil_div(self.d, 128)),
             x_ptr=a,
-            bias_ptr=None if biases is None else bias,
+            bias_ptr=None if slots is None else self.inputs.bias_a,
             slots_ptr=slots,
             parts_ptr=parts,
-            bias_parts_ptr=biases,
+            biases_ptr=None if slots is None else biases,
             COUNT=count,
             D=self.d,
             stride_n=a.stride(0),
@@ -132,7 +133,7 @@ class Plan:
             "b": b,
             "D": self.d,
             # Not 0, by which kernels would multiply the infinities that their running maxima begin with.
-            "scale": max(self.inputs.scale, self.tiny),
+            "scale": self.tiny if 0.0 <= self.inputs.scale < self.tiny else self.inputs.scale,
             "BLOCK_N": tile.rows,
             "BLOCK_M": tile.columns,
             "BLOCK_D": self.depth(tile),

@@ -13,7 +13,7 @@ class Precision(NamedTuple):
     """Operands of the products; see `fastassoc.kernels.triton.primitives`."""
 
     scores: str
-    """Also "differences"; see `fastassoc.kernels.triton.primitives.scores`."""
+    """Also "differences"; see `fastassoc.kernels.triton.primitives.raw_scores`."""
     others: str
     """Products of steps and of gradients."""
 
