@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastassoc.backends.protocol import Inputs
 from fastassoc.backends.triton import forward, plan
 from fastassoc.backends.triton.labels import Labels
 from fastassoc.backends.triton.precision import Precision
+from fastassoc.kernels.triton.buffers import FACTOR
 from fastassoc.kernels.triton.forms import forms
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
@@ -56,17 +58,35 @@ def test_rows_of_flat_probabilities_sum_to_one() -> None:
     assert (da[:, -1] * 100).square().mean().sqrt() <= 1.25 * torch.finfo(torch.float32).eps
 
 
+# About powers of two in units of log 2, where what is taken off a score may cost it its last digit: those of seed 4.
+@pytest.mark.parametrize("seed", [0, 4])
+@pytest.mark.parametrize("power", [16, 256, 1024])
+def test_rows_of_large_scores_sum_to_one(power: int, seed: int) -> None:
+    # With a column of 32 in b, that of the gradient by a is 32 times the sums of ds_ij over j, which are 0.
+    case = make_case(24, 70, 8, 4, seed=seed, dtype=torch.float32)
+    case.b[:, 0] = 32.0
+    case.a[:, 1:] *= 0.3
+    case.a[:, 0] = (power * math.log(2) + 4.0 * case.a[:, 0] - 2.0) / 32.0
+    da = run(case, walker_weight=0.0).da
+    assert da is not None
+    assert da[:, 0].norm() / 32.0 <= 1.5e-6 * da[:, 1:].norm()
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
 def test_shifts_of_columns_with_their_factors(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     # As with bf16: half a column's normaliser as one number, which in float64 is as exact as an integer and a factor.
-    launch = forward.launch
+    launch, factors = forward.launch, []
 
     def launched(kernel: Any, *arguments: Any, **options: Any) -> Any:
-        return launch(kernel, *arguments, **options | ({"KEEP_FACTOR": False} if kernel is forms else {}))
+        if kernel is not forms:
+            return launch(kernel, *arguments, **options)
+        launch(kernel, *arguments, **options | {"KEEP_FACTOR": False})
+        factors.append(options["columns_ptr"][FACTOR.value])
 
     monkeypatch.setattr(forward, "launch", launched)
     case = make_case(40, 70, 20, 4, scale=scale)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
+    assert all(bool((x == 1.0).all()) for x in factors) == (scale < 8.0)
 
 
 # Rows with a mask and without; whole tiles, and parts of one. A very large temperature makes all probabilities equal.
