@@ -17,7 +17,7 @@ from fastassoc.kernels.triton.row_operands import row_operands
 
 WORKSPACE_BYTES = 32 * 2**20
 """Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
-WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 36 * 2**20, 20 * 2**20
+WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 35 * 2**20, 19 * 2**20
 """What the workspace and the numbers of all columns may take together, for a step of a million columns to stay within
 64 MiB; but the workspace has at least ``LEAST_WORKSPACE``."""
 MAX_ROWS_WITHOUT_SYNC = 2048
