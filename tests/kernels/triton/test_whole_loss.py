@@ -356,8 +356,8 @@ def test_launches(trace: Trace) -> None:
     loss = fastassoc.walker_visit_loss(a.requires_grad_(), b.requires_grad_(), labels, backend="triton")
     forward = len(trace)
     loss.backward()
-    assert forward <= 9
-    assert len(trace) - forward <= 8
+    assert forward <= 10
+    assert len(trace) - forward <= 10
 
 
 @BOTH_PASSES
