@@ -107,7 +107,7 @@ def kappa(
                 a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale,
                 False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
-            u = product(split(left, PRODUCT), g, tl.zeros_like(left))
+            u = product(split(left, PRODUCT), g, None)
         else:
             u = class_product(
                 a, b, steps, plain, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 1 - plain,

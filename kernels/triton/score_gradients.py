@@ -98,9 +98,9 @@ def merged_gradients(
     if grad_walker_ptr is not None:
         steps = split(left, PRODUCT)
         if ROWS_FIRST:  # noqa: SIM108
-            u = product(g, steps, tl.zeros_like(left))
+            u = product(g, steps, None)
         else:
-            u = product(steps, g, tl.zeros_like(left))
+            u = product(steps, g, None)
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = column < tables.M
     of_there, of_back = load_terms(terms_ptr, within, CHUNK)
