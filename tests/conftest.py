@@ -24,6 +24,11 @@ settings.register_profile("project", deadline=None, derandomize=True, max_exampl
 settings.load_profile("project")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: the other workers of ``-n`` take the rest meanwhile."""
+    items.sort(key=lambda item: item.name != "test_kernels_in_the_interpreter")
+
+
 OPERATIONS = ["dense", "whole", "small tiles"]
 NATIVE = ["native", "native narrow", "native tiles"]
 
