@@ -26,10 +26,10 @@ class Noted(NamedTuple):
 @contextmanager
 def noted_launches() -> Iterator[list[Noted]]:
     """Every launch of fastassoc's kernels within."""
-    from fastassoc.backends.triton import backward, dense, forward, plan
+    from fastassoc.backends.triton import dense, forward, plan
     from fastassoc.backends.triton import launch as launching
 
-    hosts: tuple[Any, ...] = forward, backward, plan, launching
+    hosts: tuple[Any, ...] = forward, plan, launching
     launch = launching.launch
     made: list[Noted] = []
 

@@ -9,14 +9,14 @@ Forward:
 | 3 | `rows`, with `layout` | ``rows``, ``slots``, ``tiles``, ``counts`` |
 | 4 | `normalisers`, ``column_normalisers`` | ``columns``, ``extremes``, ``visit``, ``visit_parts`` |
 | 5 | `forms` | the form of the steps: ``weights``, ``columns``, ``counts`` |
-| 6 | `row_operands` | ``a`` in the order of the slots, as all later passes take it |
+| 6 | `row_operands` | ``a`` in the order of the slots, as all later passes take it, backward too |
 | 7 | `steps` | ``steps`` |
 | 8 | `round_trips` | ``trips``, ``rho`` |
 | 9 | `walker` | ``walker_parts``, ``g``, both ``rho`` of ``weights`` |
 | 10 | `losses` | the losses and the statistics |
 
-Passes 7 and 8 take the columns range by range. Backward `row_operands` puts ``a`` in the order of the slots again, and
-`score_gradients`, ``row_terms``, fills ``row_terms``. Then, of each range:
+Passes 7 and 8 take the columns range by range. Backward, where steps are stored, `terms` fills ``row_terms``. Then, of
+each range:
 
 | pass | module | fills |
 |---|---|---|
@@ -33,7 +33,7 @@ scores compute them (`steps`); up to 2,048 rows the device chooses how. In the p
 | pass | module | fills |
 |---|---|---|
 | 1 | `kappa` | ``kappa_parts`` |
-| 2 | `kappa`, ``column_terms`` | ``terms`` |
+| 2 | `terms` | ``row_terms``, ``terms`` |
 
 Forward and backward compute the scores four times where steps are stored (``12 N M D`` operations with the gradients
 of the embeddings), else six (``16 N M D``).

@@ -9,8 +9,6 @@ from fastassoc.kernels.triton.buffers import (
     CLASS_TILES,
     FIRST_PAIR,
     FIRST_TILE,
-    OF_BACK,
-    OF_THERE,
     PLAIN,
     TILE_COUNT,
     H,
@@ -156,24 +154,6 @@ def back_term(tables, kappa_parts_ptr, column, within, valid, CHUNK, grad_walker
         kappa = added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T)
         x = kappa * (tl.load(grad_walker_ptr) / alpha)
     return x
-
-
-@triton.jit
-def column_terms(
-    tables, kappa_parts_ptr, grad_walker_ptr, grad_visit_ptr, terms_ptr, CHUNK, START,
-    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
-    """What ``kappa`` and ``h`` put into the gradients of a column's scores.
-
-    A program owns BLOCK_M columns. Fills ``terms``.
-    """
-    within = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = (START + within).to(tl.int64)
-    valid = column < tables.M
-    of_there = there_term(tables, column, valid, grad_visit_ptr)
-    of_back = back_term(tables, kappa_parts_ptr, column, within, valid, CHUNK, grad_walker_ptr, BLOCK_T)
-    tl.store(terms_ptr + OF_THERE * CHUNK + within, of_there)
-    tl.store(terms_ptr + OF_BACK * CHUNK + within, of_back)
 
 
 @triton.jit

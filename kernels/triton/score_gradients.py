@@ -9,8 +9,6 @@ from fastassoc.kernels.triton.buffers import (
     OF_BACK,
     OF_THERE,
     PLAIN,
-    RHO_VISIT,
-    RHO_WALKER,
     THERE,
     TILE_COUNT,
 )
@@ -27,19 +25,6 @@ from fastassoc.kernels.triton.steps import (
     tile_offsets,
     tile_shifts,
 )
-
-
-@triton.jit
-def row_terms(weights_ptr, row_terms_ptr, grad_walker_ptr, grad_visit_ptr, BLOCK_N: tl.constexpr):
-    """``there_i (g_w rho_w_i + g_v rho_v_i)``, without a term whose upstream gradient is None. Fills ``row_terms``."""
-    slot = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = row_weight(weights_ptr, slot, THERE)
-    rho = tl.zeros_like(there)
-    if grad_walker_ptr is not None:
-        rho += tl.load(grad_walker_ptr) * row_weight(weights_ptr, slot, RHO_WALKER)
-    if grad_visit_ptr is not None:
-        rho += tl.load(grad_visit_ptr) * row_weight(weights_ptr, slot, RHO_VISIT)
-    tl.store(row_terms_ptr + slot, there * rho)
 
 
 @triton.jit

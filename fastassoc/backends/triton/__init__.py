@@ -60,7 +60,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
         elif inputs.ranks is not None and visit_parts is not None:
             (visit_parts,) = inputs.ranks.sum(visit_parts.sum(0, keepdim=True))
         results = forward.add_up(plan, buffers.counts, walker_parts, visit_parts, statistics)
-    return Losses(*results, normalised.visit_probability, buffers.saved(plan, sizes, g) if needs_gradient else ())
+    return Losses(*results, normalised.visit_probability, buffers.saved(plan, sizes, g, a) if needs_gradient else ())
 
 
 def gradients(
@@ -70,9 +70,9 @@ def gradients(
     if dense.takes(inputs):
         return dense.gradients(inputs, saved, grad_walker, grad_visit, needs)
     plan = Plan(inputs)
-    buffers, sizes, g = Buffers.restore(saved, plan)
+    buffers, sizes, g, a = Buffers.restore(saved, plan)
     with device_guard(inputs.a):
-        return Backward(plan, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
+        return Backward(plan, a, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
 
 
 def agreement(device: torch.device) -> str:
@@ -89,4 +89,4 @@ def saved_sizes(a: Tensor, b: Tensor) -> list[int] | None:
 def saved_dtypes(a: Tensor, dtype: torch.dtype) -> list[torch.dtype]:
     """See `fastassoc.backends.protocol.Backend`."""
     precision = choose_precision(a.dtype, machine(a.device), float32_products())
-    return Buffers.saved_dtypes(dtype, precision.step_dtype(dtype))
+    return Buffers.saved_dtypes(dtype, precision.step_dtype(dtype), precision.operand_dtype(a.dtype))

@@ -10,15 +10,16 @@ from torch import Tensor
 from fastassoc.backends.protocol import Gradients, Needs
 from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.forward import store_steps
-from fastassoc.backends.triton.launch import OverRanges, launch
+from fastassoc.backends.triton.launch import OverRanges
 from fastassoc.backends.triton.plan import WAVES, Plan, Range, ceil_div
-from fastassoc.kernels.triton.buffers import TERM_FIELDS
+from fastassoc.kernels.triton.buffers import TERM_FIELDS, Embeddings
 from fastassoc.kernels.triton.column_gradients import column_gradients
 from fastassoc.kernels.triton.configs import MOST_COLUMNS
-from fastassoc.kernels.triton.kappa import column_terms, kappa, take_off_kappa
+from fastassoc.kernels.triton.kappa import kappa, take_off_kappa
 from fastassoc.kernels.triton.row_gradients import row_gradients
-from fastassoc.kernels.triton.score_gradients import row_terms, score_gradients
+from fastassoc.kernels.triton.score_gradients import score_gradients
 from fastassoc.kernels.triton.shares import add_column_shares, add_row_shares
+from fastassoc.kernels.triton.terms import terms
 
 _SHARE_LINES, _SHARE_COLUMNS = 16, 128
 """Rows and columns of a gradient that one program adds up."""
@@ -37,6 +38,7 @@ class Backward:
     def __init__(
         self,
         plan: Plan,
+        a: Embeddings,
         buffers: Buffers,
         sizes: Sizes,
         g: Tensor | None,
@@ -44,7 +46,7 @@ class Backward:
         grad_visit: Tensor | None,
     ) -> None:
         self.plan, self.buffers, self.sizes = plan, buffers, sizes
-        self.a, self.b = plan.embeddings_by_slot(buffers.slots), plan.embeddings_b()
+        self.a, self.b = a, plan.embeddings_b()
         self.launch = OverRanges()
         self.slots = sizes.tiles * plan.class_rows
         new, dtype = plan.inputs.a.new_empty, plan.inputs.dtype
@@ -64,7 +66,7 @@ class Backward:
             "terms_ptr": new(TERM_FIELDS, self.chunk, dtype=dtype),
             "grad_walker_ptr": grad_walker,
             "grad_visit_ptr": grad_visit,
-            "tables": buffers.tables(plan)._replace(row_terms_ptr=self._row_terms(grad_walker, grad_visit)),
+            "tables": buffers.tables(plan)._replace(row_terms_ptr=new(self.slots, dtype=dtype)),
             "PAIRS": sizes.pairs,
             "PRODUCT": plan.precision.others,
         }
@@ -74,12 +76,16 @@ class Backward:
         plan = self.plan
         da = RowParts.allocate(plan, self.sizes, self.chunk, needs[2]) if needs[0] or needs[2] else None
         db = ColumnGradients.allocate(self, needs[3]) if needs[1] or needs[3] else None
+        if self.sizes.stored:
+            # Columns have no terms of their own.
+            self._find_terms(0, 0)
         for part in plan.ranges(self.slots, self.chunk, self.sides):
             if self.sizes.stored:
                 store_steps(self.launch, plan, self.a, self.b, self.buffers, self.sizes, part.steps, part.columns)
                 self._store_score_gradients(part)
             else:
-                self._find_column_terms(part)
+                self._find_kappa(part)
+                self._find_terms(part.steps.START, part.columns)
             if da is not None:
                 self._row_gradients(da, part)
             if db is not None:
@@ -88,23 +94,8 @@ class Backward:
         result_b, dbias_b = (None, None) if db is None else (db.whole, db.bias)
         return Gradients(result_a if needs[0] else None, result_b if needs[1] else None, dbias_a, dbias_b)
 
-    def _row_terms(self, grad_walker: Tensor | None, grad_visit: Tensor | None) -> Tensor:
-        """``row_terms``."""
-        weights = self.buffers.weights
-        result = weights.new_empty(self.slots)
-        launch(
-            row_terms,
-            (self.sizes.tiles,),
-            weights_ptr=weights,
-            row_terms_ptr=result,
-            grad_walker_ptr=grad_walker,
-            grad_visit_ptr=grad_visit,
-            BLOCK_N=self.plan.class_rows,
-        )
-        return result
-
-    def _find_column_terms(self, part: Range) -> None:
-        """``terms`` of a range."""
+    def _find_kappa(self, part: Range) -> None:
+        """``kappa_parts`` of a range."""
         plan, tile = self.plan, self.plan.config.kappa
         items = WAVES * plan.programs(tile)
         for way in self.sizes.ways if self.kappa_parts is not None else ():
@@ -122,12 +113,17 @@ class Backward:
                 PRODUCT=plan.precision.others,
                 **plan.scores(tile, self.a, self.b),
             )
+
+    def _find_terms(self, start: int, columns: int) -> None:
+        """``row_terms``, and ``terms`` of so many columns."""
         self.launch(
-            column_terms,
-            (part.columns // MOST_COLUMNS,),
+            terms,
+            (self.sizes.tiles + columns // MOST_COLUMNS,),
             kappa_parts_ptr=self.kappa_parts,
+            ROW_PROGRAMS=self.sizes.tiles,
             CHUNK=self.chunk,
-            START=part.steps.START,
+            START=start,
+            BLOCK_N=self.plan.class_rows,
             BLOCK_M=MOST_COLUMNS,
             BLOCK_T=_KAPPA_TILES,
             **{name: self.upstream[name] for name in ("tables", "grad_walker_ptr", "grad_visit_ptr", "terms_ptr")},

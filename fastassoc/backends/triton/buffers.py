@@ -16,6 +16,7 @@ from fastassoc.kernels.triton.buffers import (
     SLOT_FIELDS,
     TILE_FIELDS,
     WEIGHT_FIELDS,
+    Embeddings,
     Tables,
 )
 
@@ -97,25 +98,29 @@ class Buffers(NamedTuple):
             self.columns, self.slots, self.tiles, self.counts, self.weights, None, plan.m, self.tiles.stride(0)
         )  # fmt: skip
 
-    def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None) -> Saved:
-        """What `restore` takes, ``counts`` as long as the number of sides and twice that of parts make them."""
+    def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None, a: Embeddings) -> Saved:
+        """What `restore` takes, ``counts`` as long as the number of sides and twice that of parts make them.
+
+        ``a`` is in the order of the slots.
+        """
         counts = self.counts[: COUNTS + 2 * plan.precision.parts + sizes.sides]
-        return self.columns, self.slots, self.tiles, self.weights, counts, g
+        return self.columns, self.slots, self.tiles, self.weights, counts, g, a.ptr, a.bias_ptr
 
     @staticmethod
-    def saved_dtypes(dtype: torch.dtype, step_dtype: torch.dtype) -> list[torch.dtype]:
+    def saved_dtypes(dtype: torch.dtype, step_dtype: torch.dtype, operand_dtype: torch.dtype) -> list[torch.dtype]:
         """Dtypes of `saved`, for an accumulation in ``dtype``."""
-        return [dtype, torch.int32, torch.int32, dtype, torch.int32, step_dtype]
+        return [dtype, torch.int32, torch.int32, dtype, torch.int32, step_dtype, operand_dtype, dtype]
 
     @classmethod
-    def restore(cls, saved: Saved, plan: Plan) -> tuple[Buffers, Sizes, Tensor | None]:
+    def restore(cls, saved: Saved, plan: Plan) -> tuple[Buffers, Sizes, Tensor | None, Embeddings]:
         """What was saved, which may have become flat, in the shapes it had."""
-        columns, slots, tiles, weights, counts, g = saved
+        columns, slots, tiles, weights, counts, g, a, bias_a = saved
         assert columns is not None
         assert slots is not None
         assert tiles is not None
         assert weights is not None
         assert counts is not None
+        assert a is not None
         slots, tiles = slots.view(SLOT_FIELDS, -1), tiles.view(TILE_FIELDS, -1)
         sides = counts.shape[0] - COUNTS - 2 * plan.precision.parts
         if slots.shape[1] != tiles.shape[1] * plan.class_rows or sides not in (1, 2):
@@ -128,4 +133,5 @@ class Buffers(NamedTuple):
             g = g.view(plan.precision.parts, -1, plan.class_rows, plan.class_rows)
             pairs = g.shape[1]
         buffers = cls(columns.view(COLUMN_FIELDS, -1), slots, tiles, weights.view(-1, WEIGHT_FIELDS), counts)
-        return buffers, Sizes.of(plan, tiles.shape[1], pairs, sides), g
+        a = a.view(plan.operand_parts, -1, plan.d)
+        return buffers, Sizes.of(plan, tiles.shape[1], pairs, sides), g, Embeddings(a, bias_a, *a.stride())

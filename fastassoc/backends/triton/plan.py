@@ -90,8 +90,8 @@ class Plan:
     def _operands(self, slots: Tensor | None, biases: Tensor | None) -> Embeddings:
         """``a`` as products of scores take it, with ``biases``, which are filled in the order of the slots."""
         a, count = self.inputs.a, self.n if slots is None else slots.shape[1]
-        dtype = torch.bfloat16 if self.precision.scores.startswith("bf16") else a.dtype
-        parts = a.new_empty(self.precision.parts if self.precision.split_rows else 1, count, self.d, dtype=dtype)
+        dtype = self.precision.operand_dtype(a.dtype)
+        parts = a.new_empty(self.operand_parts, count, self.d, dtype=dtype)
         launch(
             row_operands,
             (ceil_div(count, 32), ceil_div(self.d, 128)),
@@ -109,6 +109,11 @@ class Plan:
             PRECISION=self.precision.scores,
         )
         return Embeddings(parts, biases, *parts.stride())
+
+    @property
+    def operand_parts(self) -> int:
+        """Parts of embeddings, where products of scores take them from memory of their own."""
+        return self.precision.parts if self.precision.split_rows else 1
 
     def embeddings_b(self) -> Embeddings:
         """``b`` as the caller gave it."""

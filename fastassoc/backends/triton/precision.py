@@ -27,6 +27,10 @@ class Precision(NamedTuple):
         """Whether the products of scores take several parts of embeddings."""
         return self.scores in ("bf16x2", "bf16x3")
 
+    def operand_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of a part of embeddings in ``dtype``, where products of scores take them from memory of their own."""
+        return torch.bfloat16 if self.scores.startswith("bf16") else dtype
+
     def step_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Of a part of the steps, for an accumulation in ``dtype``."""
         return dtype if self.others == "ieee" else torch.bfloat16

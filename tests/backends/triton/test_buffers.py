@@ -36,11 +36,11 @@ def test_what_is_saved_comes_back_from_flat(
         saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
         dtypes = triton.saved_dtypes(inputs.a, inputs.dtype)
         plan = Plan(inputs)
-        buffers, sizes, g = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), plan)
+        buffers, sizes, g, a = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), plan)
     assert len(dtypes) == len(saved)
     assert all(x is None or x.dtype == y for x, y in zip(saved, dtypes, strict=True))
     assert (g is not None) == walker
-    for x, y in zip(saved, (*buffers, g), strict=True):
+    for x, y in zip(saved, (*buffers, g, a.ptr, a.bias_ptr), strict=True):
         assert (x is None) == (y is None)
         assert x is None or y is None or (x.shape, x.dtype) == (y.shape, y.dtype)
     if counts is None:
@@ -57,6 +57,7 @@ def test_no_row_left_comes_back_from_flat() -> None:
         inputs = meta_inputs(4096)
         saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
         assert all(x is None or x.numel() > 0 for x in saved)
-        buffers, sizes, _ = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), Plan(inputs))
+        flat = tuple(None if x is None else x.reshape(-1) for x in saved)
+        buffers, sizes, *_ = Buffers.restore(flat, Plan(inputs))
     assert (sizes.tiles, sizes.pairs, sizes.sides) == (1, 1, 2)
     assert buffers.slots.shape[1] == buffers.weights.shape[0]

@@ -77,13 +77,13 @@ def test_a_small_batch_is_few_launches(rows: int, columns: int, launches: tuple[
     assert (len(forward), len(backward)) == launches
 
 
-# Rows of float32 are split into parts once before rows are put in the order of the slots, which either pass does.
+# Rows of float32 are split into parts once before rows are put in the order of the slots.
 @pytest.mark.parametrize(("dtype", "splits"), [(torch.bfloat16, 0), (torch.float16, 0), (torch.float32, 1)], ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(100, 2049), (1025, 100)])
 def test_launches_of_the_general_passes(rows: int, columns: int, dtype: torch.dtype, splits: int) -> None:
     forward, backward = step(meta_inputs(rows, dtype, columns=columns))
     assert len(forward) <= 10 + splits
-    assert len(backward) <= 10
+    assert len(backward) <= 8
 
 
 def test_ranges_of_columns_compile_nothing_anew() -> None:
@@ -94,9 +94,9 @@ def test_ranges_of_columns_compile_nothing_anew() -> None:
         for launch in launches:
             passes.setdefault(launch.kernel.__name__, set()).add(repr(launch.specialisation()))
             starts |= {x.START for x in launch.arguments.values() if isinstance(x, Steps)}
-        # Rows are split in their own order, and in that of the slots.
         several = {name: len(found) for name, found in passes.items() if len(found) > 1}
-        assert several in ({}, {"row_operands": 2})
+        # Rows are split in their own order, and in that of the slots.
+        assert several == ({"row_operands": 2} if "row_operands" in passes else {})
         variants |= passes
     assert len(starts) > 3
     assert min(starts) == 0
@@ -163,10 +163,12 @@ def test_above_2048_rows_sizes_are_read_once(monkeypatch: pytest.MonkeyPatch) ->
     (before,) = read_after
     assert before[-1] == "forms"
     assert "steps" not in before
-    *saved, g = losses.saved
+    *saved, g, a, _ = losses.saved
     assert Buffers(*saved).tiles.shape == (3, 33)  # type: ignore[arg-type]
     assert g is not None
     assert g.shape[1] == 70
+    assert a is not None
+    assert a.shape[1] == saved[1].shape[1]
     # One side of the steps, as the form is the merged one.
     after = launches[len(before) :]
     assert {x.arguments["SIDES"] for x in after if "SIDES" in x.arguments} == {1}

@@ -63,7 +63,7 @@ def _use_tiles(monkeypatch: pytest.MonkeyPatch, size: int, depth: int) -> None:
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
     """Kernel launches of the test, in order, with their arguments."""
-    from fastassoc.backends.triton import backward, forward, plan
+    from fastassoc.backends.triton import forward, plan
     from fastassoc.backends.triton import launch as launching
 
     launches = Trace()
@@ -74,6 +74,6 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
         launches.append((kernel.__name__, arguments))
         return compiled
 
-    for module in (forward, backward, plan, launching):
+    for module in (forward, plan, launching):
         monkeypatch.setattr(module, "launch", traced)
     return launches

@@ -73,13 +73,13 @@ def test_passes(size: tuple[int, int, int], stored: bool, trace: Trace, monkeypa
     close(rho_walker, (exact.g * exact.p_aba).where(exact.same, 0).sum(1))
     close(rho_visit, exact.p_ab @ exact.h)
     # Backward: kappa, with its weight where steps are computed, and the gradients from ds.
-    parts = trace.arguments("take_off_kappa" if stored else "column_terms")["kappa_parts_ptr"].cpu()
+    parts = trace.arguments("take_off_kappa" if stored else "terms")["kappa_parts_ptr"].cpu()
     close(parts[: tables.counts_ptr[1], : size[1]].sum(0), exact.kappa)
     if not stored:
-        of_there, of_back = trace.arguments("column_terms")["terms_ptr"].cpu()[:, : size[1]]
+        of_there, of_back = trace.arguments("terms")["terms_ptr"].cpu()[:, : size[1]]
         close(of_there, alpha * exact.h)
         close(of_back, exact.kappa / alpha)
-    row_terms = trace.arguments("row_terms")["row_terms_ptr"][taken].cpu()[source[taken].argsort()]
+    row_terms = trace.arguments("terms")["tables"].row_terms_ptr[taken].cpu()[source[taken].argsort()]
     close(row_terms, there * (rho_walker + rho_visit))
     u, w = exact.g @ exact.q, exact.g.T @ exact.p_ab
     rho = (exact.g * exact.p_aba).sum(1, keepdim=True) + (exact.p_ab @ exact.h)[:, None]

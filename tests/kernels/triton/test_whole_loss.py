@@ -322,12 +322,7 @@ def test_same_to_the_bit() -> None:
         (False, True, {}, {"row_gradients"}),
         (True, False, {}, {"column_gradients"}),
         (True, True, {"walker_weight": 0.0}, {"kappa"}),
-        (
-            False,
-            False,
-            {},
-            {"kappa", "column_terms", "column_gradients", "row_gradients", "add_row_shares"},
-        ),
+        (False, False, {}, {"kappa", "terms", "column_gradients", "row_gradients", "add_row_shares"}),
         (False, False, {"walker_weight": 0.0}, {"round_trips", "walker", "kappa", "column_gradients"}),
     ],
 )
