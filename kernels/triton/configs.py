@@ -116,7 +116,7 @@ _HOPPER_X2 = Config(
 _HOPPER_X3 = Config(
     row_normalisers=Tile(128, 64, 128, 8, 3, 1),
     column_normalisers=Tile(128, 128, 128, 8, 1, 1),
-    steps=Tile(128, 64, 64, 4, 1, 2),
+    steps=Tile(128, 64, 128, 4, 1, 2),
     round_trips=Tile(128, 64, 64, 4, 1, 2),
     kappa=Tile(128, 64, 64, 4, 1, 1),
     score_gradients=Tile(128, 128, 64, 8, 1, 1),
@@ -128,12 +128,13 @@ _HOPPER_X3 = Config(
 
 
 def _in_halves(config: Config) -> Config:
-    """With two tiles of half the depth in the place of one for the normalisers, of embeddings larger than a tile."""
-    rows, columns = config.row_normalisers, config.column_normalisers
+    """With two tiles of half the depth in the place of one for scores, of embeddings larger than a tile."""
+    rows, columns, steps = config.row_normalisers, config.column_normalisers, config.steps
     return replace(
         config,
         row_normalisers=replace(rows, depth=rows.depth // 2),
         column_normalisers=replace(columns, depth=columns.depth // 2),
+        steps=replace(steps, depth=steps.depth // 2),
     )
 
 

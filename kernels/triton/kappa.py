@@ -1,19 +1,17 @@
-"""``kappa``, what the step back takes off every column of the gradient, and all that is a column's alone."""
+"""``kappa``, what the step back takes off every column of the gradient."""
 
 import triton
 import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import (
-    ALPHA,
     BACK,
     CLASS_TILES,
     FIRST_PAIR,
     FIRST_TILE,
     PLAIN,
     TILE_COUNT,
-    H,
 )
-from fastassoc.kernels.triton.forms import column_weight, row_weight
+from fastassoc.kernels.triton.forms import row_weight
 from fastassoc.kernels.triton.primitives import load_parts, load_rows, part_count, product, split, transposed
 from fastassoc.kernels.triton.round_trips import column_shares
 from fastassoc.kernels.triton.steps import (
@@ -27,6 +25,7 @@ from fastassoc.kernels.triton.steps import (
     tile_offsets,
     tile_shifts,
 )
+from fastassoc.kernels.triton.terms import back_term
 
 
 @triton.jit
@@ -120,40 +119,6 @@ def kappa(
             total *= 0.5
         offsets = tl.cast(tile, tl.int64) * steps.CHUNK + first + tl.arange(0, BLOCK_M)
         tl.store(kappa_parts_ptr + offsets, total)
-
-
-@triton.jit
-def added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T: tl.constexpr):
-    """``kappa`` from its shares, added in order; 0 where not ``valid``."""
-    total = tl.zeros([within.shape[0]], dtype=kappa_parts_ptr.dtype.element_ty)
-    tiles = tl.load(tables.counts_ptr + TILE_COUNT)
-    for start in range(0, tiles, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
-        offsets = t.to(tl.int64)[:, None] * CHUNK + within[None, :]
-        ok = (t < tiles)[:, None] & valid[None, :]
-        total += tl.sum(tl.load(kappa_parts_ptr + offsets, mask=ok, other=0.0), 0)
-    return total
-
-
-@triton.jit
-def there_term(tables, column, valid, grad_visit_ptr):
-    """``OF_THERE`` of ``terms``, 0 without an upstream gradient."""
-    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
-    x = tl.zeros_like(alpha)
-    if grad_visit_ptr is not None:
-        x = tl.load(grad_visit_ptr) * (alpha * column_weight(tables, column, valid, H, 0.0))
-    return x
-
-
-@triton.jit
-def back_term(tables, kappa_parts_ptr, column, within, valid, CHUNK, grad_walker_ptr, BLOCK_T: tl.constexpr):
-    """``OF_BACK`` of ``terms``, 0 without an upstream gradient."""
-    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
-    x = tl.zeros_like(alpha)
-    if grad_walker_ptr is not None:
-        kappa = added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T)
-        x = kappa * (tl.load(grad_walker_ptr) / alpha)
-    return x
 
 
 @triton.jit

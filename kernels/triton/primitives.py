@@ -73,12 +73,12 @@ def product(x, y, acc):
     """``x y``, plus ``acc`` unless that is None: of parts, the products not below the last digit, smallest first.
 
     As exact as float32, a score must be the same number wherever it is computed: if it is not, logits of 1,000 give
-    probabilities that are off a sum of 1 by 1e-4. And ``acc`` is rounded once: each of six products that were added to
-    it one by one would round it again, which makes gradients of flat batches twice as far off.
+    probabilities that are off a sum of 1 by 1e-4. And the six products of three parts are added up on their own: each
+    that was added to ``acc`` would round it again, which makes gradients of flat batches twice as far off.
     """
-    total = None if len(x) == 3 else acc
+    total = acc
     if len(x) == 3:
-        total = tl.dot(x[2], y[0], tl.dot(x[1], y[1], tl.dot(x[0], y[2], total)))
+        total = tl.dot(x[2], y[0], tl.dot(x[1], y[1], tl.dot(x[0], y[2])))
     if len(x) >= 2:
         total = tl.dot(x[1], y[0], tl.dot(x[0], y[1], total))
     if x[0].dtype == tl.bfloat16 or x[0].dtype == tl.float16:

@@ -13,7 +13,7 @@ from fastassoc.kernels.triton.buffers import (
     TILE_COUNT,
 )
 from fastassoc.kernels.triton.forms import column_weight, row_weight
-from fastassoc.kernels.triton.kappa import class_product, there_term
+from fastassoc.kernels.triton.kappa import class_product
 from fastassoc.kernels.triton.primitives import joined, product, split
 from fastassoc.kernels.triton.steps import (
     along,
@@ -25,6 +25,7 @@ from fastassoc.kernels.triton.steps import (
     tile_offsets,
     tile_shifts,
 )
+from fastassoc.kernels.triton.terms import there_term
 
 
 @triton.jit

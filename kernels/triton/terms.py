@@ -3,9 +3,51 @@
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.buffers import OF_BACK, OF_THERE, RHO_VISIT, RHO_WALKER, THERE
-from fastassoc.kernels.triton.forms import row_weight
-from fastassoc.kernels.triton.kappa import back_term, there_term
+from fastassoc.kernels.triton.buffers import (
+    ALPHA,
+    OF_BACK,
+    OF_THERE,
+    RHO_VISIT,
+    RHO_WALKER,
+    THERE,
+    TILE_COUNT,
+    H,
+)
+from fastassoc.kernels.triton.forms import column_weight, row_weight
+
+
+@triton.jit
+def added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T: tl.constexpr):
+    """``kappa`` from its shares, added in order; 0 where not ``valid``."""
+    total = tl.zeros([within.shape[0]], dtype=kappa_parts_ptr.dtype.element_ty)
+    tiles = tl.load(tables.counts_ptr + TILE_COUNT)
+    for start in range(0, tiles, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        offsets = t.to(tl.int64)[:, None] * CHUNK + within[None, :]
+        ok = (t < tiles)[:, None] & valid[None, :]
+        total += tl.sum(tl.load(kappa_parts_ptr + offsets, mask=ok, other=0.0), 0)
+    return total
+
+
+@triton.jit
+def there_term(tables, column, valid, grad_visit_ptr):
+    """``OF_THERE`` of ``terms``, 0 without an upstream gradient."""
+    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
+    x = tl.zeros_like(alpha)
+    if grad_visit_ptr is not None:
+        x = tl.load(grad_visit_ptr) * (alpha * column_weight(tables, column, valid, H, 0.0))
+    return x
+
+
+@triton.jit
+def back_term(tables, kappa_parts_ptr, column, within, valid, CHUNK, grad_walker_ptr, BLOCK_T: tl.constexpr):
+    """``OF_BACK`` of ``terms``, 0 without an upstream gradient."""
+    alpha = column_weight(tables, column, valid, ALPHA, 1.0)
+    x = tl.zeros_like(alpha)
+    if grad_walker_ptr is not None:
+        kappa = added_kappa(tables, kappa_parts_ptr, within, valid, CHUNK, BLOCK_T)
+        x = kappa * (tl.load(grad_walker_ptr) / alpha)
+    return x
 
 
 @triton.jit
@@ -27,8 +69,8 @@ def terms(
 ):  # fmt: skip
     """What ``rho`` puts into the gradients of a row's scores, and ``kappa`` and ``h`` into those of a column's.
 
-    The first ``ROW_PROGRAMS`` programs own BLOCK_N slots each and fill ``row_terms``, others own BLOCK_M columns of the
-    range and fill ``terms``.
+    The first ``ROW_PROGRAMS`` programs own BLOCK_N slots each and fill ``row_terms``, with the same numbers for every
+    range; others own BLOCK_M columns of the range and fill ``terms``.
     """
     program = tl.program_id(0)
     if program < ROW_PROGRAMS:

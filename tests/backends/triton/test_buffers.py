@@ -27,12 +27,15 @@ from tests.backends.triton.support import meta_inputs
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("walker", [True, False])
+@pytest.mark.parametrize(("walker", "biased"), [(True, False), (True, True), (False, False)])
 def test_what_is_saved_comes_back_from_flat(
-    rows: int, counts: tuple[int, ...] | None, dtype: torch.dtype, walker: bool
+    rows: int, counts: tuple[int, ...] | None, dtype: torch.dtype, walker: bool, biased: bool
 ) -> None:
     with recording(Machine("sm_90", 132), counts):
         inputs = meta_inputs(rows, dtype, walker)
+        if biased:
+            biases = (torch.empty(x.shape[0], dtype=inputs.dtype, device="meta") for x in (inputs.a, inputs.b))
+            inputs = inputs._replace(**dict(zip(("bias_a", "bias_b"), biases, strict=True)))
         saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
         dtypes = triton.saved_dtypes(inputs.a, inputs.dtype)
         plan = Plan(inputs)
@@ -40,6 +43,7 @@ def test_what_is_saved_comes_back_from_flat(
     assert len(dtypes) == len(saved)
     assert all(x is None or x.dtype == y for x, y in zip(saved, dtypes, strict=True))
     assert (g is not None) == walker
+    assert (a.bias_ptr is not None) == biased
     for x, y in zip(saved, (*buffers, g, a.ptr, a.bias_ptr), strict=True):
         assert (x is None) == (y is None)
         assert x is None or y is None or (x.shape, x.dtype) == (y.shape, y.dtype)

@@ -39,8 +39,8 @@ def layout(labels: Tensor, ignore_index: int | None = None) -> Layout:
     a = torch.zeros(len(labels), 1, device=DEVICE)
     values = triton.prepare_labels(labels.to(DEVICE), ignore_index, a, a.dtype)
     inputs = Inputs(a, a[:1], None, None, values, 1.0, 1e-8, True, False, a.dtype)
-    *saved, _ = triton.losses(inputs, needs_gradient=True, statistics=False).saved
-    made = Buffers(*saved)  # type: ignore[arg-type]
+    saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
+    made = Buffers(*saved[:5])  # type: ignore[arg-type]
     counts = made.counts.tolist()[:3]
     return Layout(*made.slots.cpu(), made.tiles.cpu(), *counts, made.slots.shape[1] // made.tiles.shape[1])
 
