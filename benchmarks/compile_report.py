@@ -3,8 +3,8 @@
 Compiles for each architecture and reports registers, spilled bytes, shared memory, tensor-core instructions and
 estimated occupancy. Ends with status 1 if a configuration needs more shared memory than there is, fails to compile, or
 leaves a product of anything but float64 off the tensor cores: float32 multiplies parts in bfloat16. Spills are shown,
-not limited: tiles are chosen by time. Equal compilations are done once. Everything takes about an hour of processor
-time; with ``--cache`` a later run compiles only what changed.
+not limited: tiles are chosen by time. Equal compilations are done once. Everything takes about 100 minutes of
+processor time; with ``--cache`` a later run compiles only what changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from benchmarks.compilation import (
 )
 from benchmarks.modes import MODES, float32_products
 
-DEPTHS = (64, 128, 256)
+DEPTHS = (128, 256)
+"""Embeddings that fit a tile, and those that take several. Narrower ones have the tiles of 128, or less of them."""
 
 
 class Use(NamedTuple):

@@ -2,7 +2,7 @@
 
 Compiled here are the kernels with products, for both losses without biases, at D = 128 on one architecture with
 ``mma.sync`` and one with ``wgmma``, and on every architecture the kernels whose scores come by differences: some 120
-of the 3,100 compilations of the whole report, and less than three minutes of the test run on one core. The rest is for
+of the 3,000 compilations of the whole report, and less than three minutes of the test run on one core. The rest is for
 ``python -m benchmarks.compile_report``, whose committed results have to be of all that ships.
 """
 
