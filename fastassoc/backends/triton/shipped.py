@@ -38,8 +38,9 @@ def shipped_launches(architecture: str, dtype: torch.dtype, depth: int) -> list[
     """The launches of forward and backward passes over ``depth`` columns, one of each distinct compilation.
 
     float32 follows ``torch.get_float32_matmul_precision()``. Covers both terms together and alone, both also with
-    biases and ignored rows, what is known of classes and of the form of the steps, for both terms also a batch of one
-    tile, and for float64 scores by differences.
+    ignored rows and biases (of squared distances, whose embeddings have the dtype that sums are in), what is known of
+    classes and of the form of the steps, for both terms also a batch of one tile, and for float64 scores by
+    differences.
     """
     distinct: dict[str, Launch] = {}
     # Biases meet what a term alone leaves out nowhere.
@@ -75,6 +76,7 @@ def _launches(
     visit: bool,
 ) -> Iterator[Launch]:
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    has_biases = biased and dtype == accumulated
 
     def empty(*shape: int, dtype: torch.dtype = accumulated) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -82,8 +84,8 @@ def _launches(
     inputs = Inputs(
         a=empty(rows, depth, dtype=dtype),
         b=empty(columns, depth, dtype=dtype),
-        bias_a=empty(rows) if biased else None,
-        bias_b=empty(columns) if biased else None,
+        bias_a=empty(rows) if has_biases else None,
+        bias_b=empty(columns) if has_biases else None,
         labels=Labels(empty(rows, dtype=torch.int64), 0 if biased else None, float32_products()),
         scale=1.0,
         eps=1e-8,
@@ -95,5 +97,5 @@ def _launches(
     with recording(Machine(architecture, _PROCESSORS), counts) as launches:
         losses = triton.losses(inputs, needs_gradient=True, statistics=True)
         upstream = empty() if walker else None, empty() if visit else None
-        triton.gradients(inputs, losses.saved, *upstream, needs=(True, True, biased, biased))
+        triton.gradients(inputs, losses.saved, *upstream, needs=(True, True, has_biases, has_biases))
     yield from launches
