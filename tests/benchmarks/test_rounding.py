@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pytest
 
 pytest.importorskip("triton")
 
 from benchmarks import compile_report
-from benchmarks.compilation import ARCHITECTURES, compiled
+from benchmarks.compilation import ARCHITECTURES, Compilation, compiled
 from fastassoc.kernels.triton.configs import PASSES
 from tests.benchmarks.test_duplicated_work import constants
 
@@ -17,6 +18,15 @@ ROUNDED = re.compile(r"fma\.rn\.f32\s+%\w+, %\w+, %\w+, 0f00000000;")
 WITH_SCORES = set(PASSES) - {"score_gradients"}
 COPIES = {"row_normalisers": 2, "column_normalisers": 2, "steps": 1}
 """Of a tile in the code of a pass."""
+
+
+def plain_compilations(architecture: str, kernels: Iterable[str]) -> dict[str, Compilation]:
+    """The first of each kernel, of both losses without biases, at D = 128."""
+    found: dict[str, Compilation] = {}
+    for _, _, compilation in compile_report.shipped([architecture], ["fp32-highest"], [128]):
+        if compilation.kernel in kernels and compilation.plain:
+            found.setdefault(compilation.kernel, compilation)
+    return found
 
 
 @pytest.mark.parametrize("depth", [64, 128, 256])
@@ -38,32 +48,24 @@ def test_scores_are_rounded_before_anything_is_added(architecture: str) -> None:
     It does so in one pass and not in another. With logits of 1,000 gradients were off by 5e-4 for it, 400 times as much
     as eager code's.
     """
-    found = set()
-    for _, _, compilation in compile_report.shipped([architecture], ["fp32-highest"], [128]):
-        kernel = compilation.kernel
-        if kernel not in COPIES or kernel in found or not compilation.plain:
-            continue
-        found.add(kernel)
+    found = plain_compilations(architecture, COPIES)
+    for kernel, compilation in found.items():
         values = constants(compilation)
         of_tile = values["BLOCK_N"] * values["BLOCK_M"] // (32 * compilation.warps)
         assert len(ROUNDED.findall(compiled(compilation).asm["ptx"])) == COPIES[kernel] * of_tile, kernel
-    assert found == set(COPIES)
+    assert set(found) == set(COPIES)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_earlier_tiles_are_rounded_once_a_tile(architecture: str) -> None:
+def test_the_sum_of_earlier_tiles_is_rounded_once_a_tile(architecture: str) -> None:
     """The six products of parts of a tile are added up from 0, and only then to the sum of earlier tiles.
 
     Each that was added on its own would round that sum, which made gradients of flat batches twice as far off.
     """
-    found = set()
-    for _, _, compilation in compile_report.shipped([architecture], ["fp32-highest"], [128]):
-        kernel = compilation.kernel
-        if kernel not in PASSES or kernel in found or not compilation.plain:
-            continue
-        found.add(kernel)
+    found = plain_compilations(architecture, PASSES)
+    for kernel, compilation in found.items():
         sums = re.findall(r"= tt\.dot [^,]+, [^,]+, %(\w+),", compiled(compilation).asm["ttir"])
         assert sums, kernel
         assert [x.startswith("cst") for x in sums] == [True, *[False] * 5] * (len(sums) // 6), kernel
     # Steps of float32 are stored, and gradients of their scores hold kappa.
-    assert found == set(PASSES) - {"kappa"}
+    assert set(found) == set(PASSES) - {"kappa"}
