@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
+
+# Read when PyTorch is loaded: threads that wait in a loop take the processor from the other workers of ``-n``.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import pytest
 import torch
@@ -25,8 +29,8 @@ settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first: the other workers of ``-n`` take the rest meanwhile."""
-    items.sort(key=lambda item: item.name != "test_kernels_in_the_interpreter")
+    """The longest tests first: the other workers of ``-n`` take the rest meanwhile."""
+    items.sort(key=lambda item: not item.name.startswith("test_kernels_in_the_interpreter"))
 
 
 OPERATIONS = ["dense", "whole", "small tiles"]
