@@ -20,17 +20,19 @@ def class_sizes(
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # 1. Counting: N^2 comparisons of integers, less than the launches of a sort.
     label = tl.load(labels_ptr + i.to(tl.int64) * stride_label, mask=i < N, other=0).to(tl.int64)
-    size = tl.zeros([BLOCK_N], dtype=tl.int32)
-    rank = tl.zeros([BLOCK_N], dtype=tl.int32)
     if WALKER:
+        # Added up along k at the end, once.
+        sizes = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
+        ranks = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
         for start in range(0, N, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             other = tl.load(labels_ptr + k.to(tl.int64) * stride_label, mask=k < N, other=0).to(tl.int64)
             same = (label[:, None] == other[None, :]) & (k < N)[None, :]  # [BLOCK_N, BLOCK_K]
-            size += tl.sum(same.to(tl.int32), 1)
-            rank += tl.sum((same & (k[None, :] < i[:, None])).to(tl.int32), 1)
+            sizes += same.to(tl.int32)
+            ranks += (same & (k[None, :] < i[:, None])).to(tl.int32)
+        size, rank = tl.sum(sizes, 1), tl.sum(ranks, 1)
     else:
-        size += 1
+        size, rank = tl.full([BLOCK_N], 1, dtype=tl.int32), tl.zeros([BLOCK_N], dtype=tl.int32)
     if HAS_IGNORED:
         kept = label != ignore_index
         size = tl.where(kept, size, 0)

@@ -25,7 +25,6 @@ from fastassoc.kernels.triton.buffers import (
     PAIR_COUNT,
     RANK,
     ROW,
-    SIZE,
     TILE_COUNT,
 )
 
@@ -72,17 +71,20 @@ def deal_slots(
     whole_pairs = 0
     for start in range(0, N, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        kept += tl.sum((tl.load(classes_ptr + SIZE * N + k, mask=k < N, other=0) > 0).to(tl.int32), 0)
+        # Sizes of the classes whose first row is here, mostly none.
         head = tl.load(classes_ptr + HEAD * N + k, mask=k < N, other=0)
-        other_fits = tl.where(head > 0, CLASS_ROWS // tl.maximum(head, 1), -1)
-        other_tiles = tl.where(head > CLASS_ROWS, (head + CLASS_ROWS - 1) // CLASS_ROWS, 0)
-        whole_tiles += tl.sum(other_tiles, 0)
-        whole_pairs += tl.sum(other_tiles * other_tiles, 0)
-        classes += tl.sum((other_fits[None, :] == ks[:, None]).to(tl.int32), 1)
-        earlier = label_or_row(labels_ptr, k, N, stride_label, WALKER)[None, :] < label[:, None]
-        before += tl.sum((earlier & (other_fits[None, :] == fits[:, None])).to(tl.int32), 1)
-        tiles_before += tl.sum(tl.where(earlier, other_tiles[None, :], 0), 1)
-        pairs_before += tl.sum(tl.where(earlier, (other_tiles * other_tiles)[None, :], 0), 1)
+        rows = tl.sum(head, 0)
+        kept += rows
+        if rows > 0:
+            other_fits = tl.where(head > 0, CLASS_ROWS // tl.maximum(head, 1), -1)
+            other_tiles = tl.where(head > CLASS_ROWS, (head + CLASS_ROWS - 1) // CLASS_ROWS, 0)
+            whole_tiles += tl.sum(other_tiles, 0)
+            whole_pairs += tl.sum(other_tiles * other_tiles, 0)
+            classes += tl.sum((other_fits[None, :] == ks[:, None]).to(tl.int32), 1)
+            earlier = label_or_row(labels_ptr, k, N, stride_label, WALKER)[None, :] < label[:, None]
+            before += tl.sum((earlier & (other_fits[None, :] == fits[:, None])).to(tl.int32), 1)
+            tiles_before += tl.sum(tl.where(earlier, other_tiles[None, :], 0), 1)
+            pairs_before += tl.sum(tl.where(earlier, (other_tiles * other_tiles)[None, :], 0), 1)
     full = classes // ks
     left = classes - full * ks
     padded = next_power_of_two(CLASS_ROWS // ks)
