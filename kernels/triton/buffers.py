@@ -104,6 +104,8 @@ class Embeddings(NamedTuple):
     """[parts, size, D]: one part as the caller gave them, or what `row_operands` makes of them."""
     bias_ptr: Any
     """[size] acc, or None."""
+    largest_ptr: Any
+    """The largest absolute value, where products of scores take float32 in float16; or None."""
     stride_part: Any
     """0 where they are as the caller gave them."""
     stride_n: Any

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.kappa import load_g
-from fastassoc.kernels.triton.primitives import joined, load_rows, product, split
+from fastassoc.kernels.triton.primitives import joined, load_rows, of_scores, product, split
 from fastassoc.kernels.triton.score_gradients import merged_gradients, recomputed_gradients
 from fastassoc.kernels.triton.steps import load_steps, load_values, other_way, slot_tile
 
@@ -59,9 +59,11 @@ def column_gradients(
                 grad_walker_ptr, grad_visit_ptr, PAIRS, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
             x = split(exact, PRODUCT)
-        if WAY != "computed" or PRECISION != PRODUCT:
+        if WAY == "computed":
+            a_tile = of_scores(a_tile, a, PRECISION, PRODUCT)
+        else:
             a_tile = slot_tile(a, tile, d, D, BLOCK_N, BLOCK_D, PRODUCT)  # [BLOCK_N, BLOCK_D]
-        db = product(x, a_tile, db)
+        db = product(x, a_tile, db, PRODUCT)
         if dbias_b_ptr is not None and WAY != "stored":
             total += tl.sum(joined(x, ACC), 1)
     if WAY == "stored" and dbias_b_ptr is not None:

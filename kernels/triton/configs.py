@@ -102,14 +102,14 @@ _GROUPS = {
 }
 """Groups of rows that an architecture takes the first of; sm_86, sm_89, sm_120 and those not known take `_USUAL`."""
 
-_HOPPER_X2 = Config(
-    row_normalisers=Tile(128, 64, 128, 8, 1, 1),
-    column_normalisers=Tile(128, 64, 128, 4, 1, 2),
+_HOPPER_TF32 = Config(
+    row_normalisers=Tile(128, 64, 128, 8, 1, 3),
+    column_normalisers=Tile(64, 64, 128, 4, 1, 4),
     steps=Tile(128, 64, 128, 4, 1, 2),
     round_trips=Tile(128, 64, 128, 4, 1, 2),
-    kappa=Tile(128, 128, 128, 8, 1, 1),
+    kappa=Tile(128, 64, 128, 4, 1, 2),
     score_gradients=Tile(128, 128, 128, 8, 1, 1),
-    row_gradients=Tile(128, 64, 128, 8, 2, 1),
+    row_gradients=Tile(128, 64, 128, 8, 1, 1),
     column_gradients=Tile(128, 128, 128, 8, 1, 1),
     stored_column_gradients=Tile(128, 64, 128, 4, 2, 1),
 )
@@ -170,7 +170,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
             ),
         ),
     ),
-    (_HOPPER, "bf16x2"): ((128, _HOPPER_X2), (0, _in_halves(_HOPPER_X2))),
+    (_HOPPER, "tf32"): ((128, _HOPPER_TF32), (0, _in_halves(_HOPPER_TF32))),
     (_HOPPER, "bf16x3"): ((128, _HOPPER_X3), (0, _in_halves(_HOPPER_X3))),
     (_AMPERE, "bf16"): (
         (
@@ -189,7 +189,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
     ),
     (_AMPERE, "fp32-bf16"): ((0, _config(Tile(64, 64, 64, 4, 2, 2), Tile(64, 64, 64, 4, 1, 2))),),
     # Before sm_90, operands of a product are in registers, and parts spill where steps are computed.
-    (_AMPERE, "bf16x2"): (
+    (_AMPERE, "tf32"): (
         (
             0,
             Config(
@@ -198,7 +198,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
                 steps=Tile(128, 64, 64, 4, 2, 2),
                 round_trips=Tile(128, 32, 64, 4, 2, 2),
                 kappa=Tile(128, 64, 64, 4, 1, 2),
-                score_gradients=Tile(128, 64, 64, 4, 1, 2),
+                score_gradients=Tile(128, 64, 64, 8, 1, 1),
                 row_gradients=Tile(128, 32, 64, 4, 2, 2),
                 column_gradients=Tile(128, 64, 64, 4, 1, 2),
                 compute_steps=False,
@@ -208,7 +208,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
     (_AMPERE, "bf16x3"): ((0, _config(Tile(64, 64, 64, 4, 2, 2), Tile(64, 64, 64, 4, 1, 2), False)),),
     (_USUAL, "bf16"): ((0, _config(Tile(64, 64, 128, 4, 2, 1), Tile(64, 64, 128, 4, 1, 1))),),
     (_USUAL, "fp32-bf16"): ((0, _config(Tile(64, 64, 64, 4, 2, 1), Tile(64, 64, 64, 4, 1, 1))),),
-    (_USUAL, "bf16x2"): ((0, _config(Tile(64, 64, 64, 4, 1, 1), Tile(64, 64, 64, 4, 1, 1), False)),),
+    (_USUAL, "tf32"): ((0, _config(Tile(64, 64, 64, 4, 1, 1), Tile(64, 64, 64, 4, 1, 1), False)),),
     (_USUAL, "bf16x3"): ((0, _config(Tile(64, 64, 32, 4, 1, 1), Tile(64, 64, 32, 4, 1, 1), False)),),
     # Products in double precision hold their operands in registers.
     (_USUAL, "fp64"): ((0, _config(Tile(32, 32, 32, 4, 2), Tile(32, 16, 32, 4, 1))),),
@@ -217,9 +217,9 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
     # AMD's matrix cores take operands from registers, of which wider tiles spill; sm_75 has no more memory.
     **{
         (_SMALL, precision): (
-            (0, _config(Tile(64, 32, 64, 4, 1), Tile(32, 32, 64, 4, 1), precision not in ("bf16x2", "bf16x3"))),
+            (0, _config(Tile(64, 32, 64, 4, 1), Tile(32, 32, 64, 4, 1), precision not in ("tf32", "bf16x3"))),
         )
-        for precision in ("bf16", "fp32-bf16", "bf16x2", "bf16x3", "ieee")
+        for precision in ("bf16", "fp32-bf16", "tf32", "bf16x3", "ieee")
     },
     (_SMALL, "fp64"): ((0, _config(*[Tile(32, 32, 32, 4, 1)] * 2)),),
 }
@@ -228,8 +228,8 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
 _DENSE = {
     (_USUAL, "fp64"): Tile(32, 32, 32, 4, 1),
     (_SMALL, "fp64"): Tile(32, 32, 32, 4, 1),
-    **{(_SMALL, precision): Tile(32, 32, 64, 4, 1) for precision in ("bf16", "fp32-bf16", "bf16x2", "bf16x3", "ieee")},
-    **{(_USUAL, precision): Tile(64, 64, 64, 4, 1) for precision in ("bf16", "fp32-bf16", "bf16x2", "bf16x3")},
+    **{(_SMALL, precision): Tile(32, 32, 64, 4, 1) for precision in ("bf16", "fp32-bf16", "tf32", "bf16x3", "ieee")},
+    **{(_USUAL, precision): Tile(64, 64, 64, 4, 1) for precision in ("bf16", "fp32-bf16", "tf32", "bf16x3")},
 }
 """Tiles of small batches (`fastassoc.kernels.triton.dense`), as many rows as columns, the same for all their passes."""
 
@@ -240,7 +240,7 @@ _ONE_TILE: dict[tuple[str, str], Tile | None] = {
     (_BLACKWELL, "fp32-bf16"): None,
     (_USUAL, "bf16"): Tile(128, 128, 64, 8, 1),
     (_USUAL, "fp32-bf16"): Tile(128, 128, 64, 8, 1),
-    (_HOPPER, "bf16x2"): Tile(128, 128, 64, 8, 1),
+    (_HOPPER, "tf32"): Tile(128, 128, 64, 8, 1),
     (_HOPPER, "bf16x3"): Tile(128, 128, 32, 8, 1),
 }
 """Tiles of batches that fit one. Where operands of several parts are in registers, they spill so much that compiling
@@ -271,7 +271,7 @@ def _groups(architecture: str) -> tuple[str, ...]:
 def choose_config(architecture: str, precision: str, depth: int) -> Config:
     """The row for embeddings of ``depth`` columns.
 
-    ``precision`` of the products: "bf16", "fp32-bf16" (rounded to it from float32), "bf16x2", "bf16x3", "ieee" or
+    ``precision`` of the products: "bf16", "fp32-bf16" (rounded to it from float32), "tf32", "bf16x3", "ieee" or
     "fp64".
     """
     if architecture == "interpreter":

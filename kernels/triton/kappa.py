@@ -60,9 +60,9 @@ def class_product(
         if TRANSPOSED:
             # First pairs of the tiles of a class are as far apart as it has tiles.
             back = pair + (first_tile + t - tile) * count + tile - first_tile
-            total = product(x, load_g(g_ptr, back, PAIRS, BLOCK_N, PRODUCT), total)
+            total = product(x, load_g(g_ptr, back, PAIRS, BLOCK_N, PRODUCT), total, PRODUCT)
         else:
-            total = product(x, transposed(load_g(g_ptr, pair + t, PAIRS, BLOCK_N, PRODUCT)), total)
+            total = product(x, transposed(load_g(g_ptr, pair + t, PAIRS, BLOCK_N, PRODUCT)), total, PRODUCT)
         total *= tl.where((half != 0) & (first_tile + t == tile), 0.5, 1.0)
     return total
 
@@ -104,7 +104,7 @@ def kappa(
                 a, b, tables, tile, column, a_tile, b_tile, shift_i, D, scale,
                 False, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
             )  # fmt: skip
-            u = product(split(left, PRODUCT), g, None)
+            u = product(split(left, PRODUCT), g, None, PRODUCT)
         else:
             u = class_product(
                 a, b, steps, plain, tables, tile, first, b_tile, D, scale, g_ptr, PAIRS, 1 - plain,

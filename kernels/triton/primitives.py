@@ -5,8 +5,9 @@ of its maximum ``m`` (in those units) and the inverse ``1 / l`` of the sum of ex
 logarithm: a float32 logarithm of 10 is already off by 5e-7, and every gradient is a difference of nearly equal terms.
 (`fastassoc.kernels.triton.forms` makes an exception for bfloat16.)
 
-Operands of products are tuples of parts. A ``PRECISION`` is "bf16", "bf16x2" or "bf16x3", one to three parts in
-bfloat16, 8 binary digits each; "fp16", one part in float16; or "ieee", one part in float32 or float64.
+Operands of products are tuples of parts. A ``PRECISION`` is "bf16" or "bf16x3", one or three parts in bfloat16, 8
+binary digits each; "fp16", one part in float16, 11 digits; "tf32", one part in float32 that is rounded to 11 digits; or
+"ieee", one part in float32 or float64.
 """
 
 import triton
@@ -21,7 +22,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.constexpr_function
 def part_count(precision):
     """Parts of an operand."""
-    return {"bf16x2": 2, "bf16x3": 3}.get(precision, 1)
+    return 3 if precision == "bf16x3" else 1
+
+
+@triton.jit
+def rounded_to_tf32(x):
+    """float32 with 11 digits: tensor cores leave out the others, which would make every number smaller."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    # The addition makes a zero of some NaN.
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
@@ -31,16 +40,16 @@ def split(x, PRECISION: tl.constexpr):
         parts = (x.to(tl.bfloat16),)
     elif PRECISION == "fp16":
         parts = (x.to(tl.float16),)
-    elif part_count(PRECISION) == 1:
+    elif PRECISION == "tf32":
+        # Of 16 bits no number has more digits.
+        parts = (rounded_to_tf32(x) if x.dtype == tl.float32 else x.to(tl.float32),)
+    elif PRECISION == "ieee":
         parts = (x if x.dtype == tl.float64 else x.to(tl.float32),)
     else:
         first = x.to(tl.bfloat16)
         rest = x.to(tl.float32) - first.to(tl.float32)
         second = rest.to(tl.bfloat16)
-        if part_count(PRECISION) == 2:
-            parts = (first, second)
-        else:
-            parts = (first, second, (rest - second.to(tl.float32)).to(tl.bfloat16))
+        parts = (first, second, (rest - second.to(tl.float32)).to(tl.bfloat16))
     return parts
 
 
@@ -56,10 +65,8 @@ def joined(parts, ACC: tl.constexpr):
 @triton.jit
 def transposed(parts):
     """The transpose of an operand."""
-    if len(parts) == 1:
+    if len(parts) == 1:  # noqa: SIM108
         result = (tl.trans(parts[0]),)
-    elif len(parts) == 2:
-        result = (tl.trans(parts[0]), tl.trans(parts[1]))
     else:
         result = (tl.trans(parts[0]), tl.trans(parts[1]), tl.trans(parts[2]))
     return result
@@ -69,7 +76,7 @@ INTERPRETED = tl.constexpr(not isinstance(split, JITFunction))
 
 
 @triton.jit
-def product(x, y, acc):
+def product(x, y, acc, PRECISION: tl.constexpr):
     """``x y``, plus ``acc`` unless that is None: of parts, the products not below the last digit, smallest first.
 
     As exact as float32, a score must be the same number wherever it is computed: if it is not, logits of 1,000 give
@@ -79,9 +86,10 @@ def product(x, y, acc):
     total = acc
     if len(x) == 3:
         total = tl.dot(x[2], y[0], tl.dot(x[1], y[1], tl.dot(x[0], y[2])))
-    if len(x) >= 2:
         total = tl.dot(x[1], y[0], tl.dot(x[0], y[1], total))
-    if x[0].dtype == tl.bfloat16 or x[0].dtype == tl.float16:
+    if PRECISION == "tf32":
+        total = tl.dot(x[0], y[0], total, input_precision="tf32")
+    elif PRECISION != "ieee":
         total = tl.dot(x[0], y[0], total)
     elif INTERPRETED:
         # NumPy's library adds up the same terms in another order where the shape of a tile is another one.
@@ -109,10 +117,7 @@ def load_parts(ptr, stride_part, offsets, mask, PARTS: tl.constexpr):
         parts = (first,)
     else:
         second = load_or_zero(ptr + stride_part + offsets, mask)
-        if PARTS == 2:  # noqa: SIM108
-            parts = (first, second)
-        else:
-            parts = (first, second, load_or_zero(ptr + 2 * stride_part + offsets, mask))
+        parts = (first, second, load_or_zero(ptr + 2 * stride_part + offsets, mask))
     return parts
 
 
@@ -124,10 +129,21 @@ def store_parts(ptr, stride_part, offsets, parts, mask):
 
 
 @triton.jit
+def power(largest_ptr):
+    """``(2^k, 2^-k)``: times the former, a largest absolute value is from 2^14 to 2^15; k = 0 if it is not finite."""
+    exponent = tl.load(largest_ptr).to(tl.int32, bitcast=True) >> 23
+    # Neither power leaves the range of float32.
+    exponent = tl.where(exponent == 255, 127 + 14, tl.maximum(exponent, 30))
+    there = (2 * 127 + 14 - exponent) << 23
+    back = (exponent - 14) << 23
+    return there.to(tl.float32, bitcast=True), back.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def load_rows(x, index, valid, d, D, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
     """``x[index, d : d + BLOCK_D]`` as an operand, 0 where not ``valid`` or beyond ``D``: [len(index), BLOCK_D].
 
-    All are valid where ``valid`` is None.
+    All are valid where ``valid`` is None. With ``largest``, an operand in float16 is times its `power`.
     """
     offs_d = d + tl.arange(0, BLOCK_D)
     offsets = index.to(tl.int64)[:, None] * x.stride_n + offs_d.to(tl.int64)[None, :] * x.stride_d
@@ -137,8 +153,32 @@ def load_rows(x, index, valid, d, D, BLOCK_D: tl.constexpr, PRECISION: tl.conste
     if x.ptr.dtype.element_ty == tl.bfloat16 and part_count(PRECISION) > 1:
         parts = load_parts(x.ptr, tl.cast(x.stride_part, tl.int64), offsets, mask, part_count(PRECISION))
     else:
-        parts = split(load_or_zero(x.ptr + offsets, mask), PRECISION)
+        rows = load_or_zero(x.ptr + offsets, mask)
+        if x.largest_ptr is not None:
+            there, back = power(x.largest_ptr)
+            if PRECISION == "fp16" and rows.dtype == tl.float32:
+                rows *= there
+            elif PRECISION != "fp16" and rows.dtype == tl.float16:
+                rows = rows.to(tl.float32) * back
+        parts = split(rows, PRECISION)
     return parts
+
+
+@triton.jit
+def of_scores(parts, x, PRECISION: tl.constexpr, PRODUCT: tl.constexpr):
+    """Rows of ``x``, an operand of products in ``PRECISION``, as one of products in ``PRODUCT``.
+
+    Where these differ, the former are "fp16" and the latter take float32.
+    """
+    if PRECISION == PRODUCT:
+        result = parts
+    else:
+        rows = parts[0].to(tl.float32)
+        if x.largest_ptr is not None:
+            _, back = power(x.largest_ptr)
+            rows *= back
+        result = (rows,)
+    return result
 
 
 @triton.jit
@@ -165,14 +205,18 @@ def raw_scores(
             s += difference * difference
         s *= -0.5
     elif ONE_D:
-        s = product(x_tile, transposed(y_tile), None)
+        s = product(x_tile, transposed(y_tile), None, PRECISION)
     else:
         s = tl.zeros([BLOCK_X, BLOCK_Y], dtype=ACC)
         for d in range(0, D, BLOCK_D):
             u = load_rows(x, x_index, x_ok, d, D, BLOCK_D, PRECISION)  # [BLOCK_X, BLOCK_D]
             v = load_rows(y, y_index, y_ok, d, D, BLOCK_D, PRECISION)  # [BLOCK_Y, BLOCK_D]
-            s = product(u, transposed(v), s)
+            s = product(u, transposed(v), s, PRECISION)
     unit = tl.full([1, 1], scale, ACC) * LOG2E
+    if x.largest_ptr is not None:
+        _, of_x = power(x.largest_ptr)
+        _, of_y = power(y.largest_ptr)
+        unit = tl.maximum(unit * of_x * of_y, 2.0**-126)
     if x.bias_ptr is not None and PRECISION != "differences":
         x_bias = load_or_zero(x.bias_ptr + x_index, x_ok)
         y_bias = load_or_zero(y.bias_ptr + y_index, y_ok)

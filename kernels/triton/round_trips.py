@@ -145,7 +145,7 @@ def round_trips(
                     a, b, steps, tables, side, tile_k, first, b_tile, D, scale,
                     WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
                 )  # [BLOCK_M, BLOCK_N]  # fmt: skip
-                trips = product(transposed(left), right, trips)
+                trips = product(transposed(left), right, trips, PRODUCT)
         else:
             exact = merged_steps(
                 a, b, tables, tile_i, column, a_tile, b_tile, shift_i, D, scale,
@@ -153,7 +153,7 @@ def round_trips(
             )  # [BLOCK_N, BLOCK_M]  # fmt: skip
             if WALKER:
                 left = split(exact, PRODUCT)
-                trips = product(left, transposed(left), trips)
+                trips = product(left, transposed(left), trips, PRODUCT)
             if rho_ptr is not None:
                 rho += tl.sum(exact * h[None, :], 1)
     if rho_ptr is not None and WAY != "computed":  # noqa: SIM102

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import TILE_COUNT
 from fastassoc.kernels.triton.kappa import load_g
-from fastassoc.kernels.triton.primitives import joined, load_rows, product, split, transposed
+from fastassoc.kernels.triton.primitives import joined, load_rows, of_scores, product, split, transposed
 from fastassoc.kernels.triton.round_trips import add_to
 from fastassoc.kernels.triton.score_gradients import merged_gradients, recomputed_gradients
 from fastassoc.kernels.triton.shares import row_share
@@ -55,7 +55,7 @@ def row_gradients(
             if WAY == "stored":
                 x = load_steps(ds, 0, tile, first, BLOCK_M, BLOCK_N, PRODUCT)  # [BLOCK_M, BLOCK_N]
                 b_tile = load_rows(b, column, valid, d, D, BLOCK_D, PRODUCT)  # [BLOCK_M, BLOCK_D]
-                da = product(transposed(x), b_tile, da)
+                da = product(transposed(x), b_tile, da, PRODUCT)
             elif WAY == "computed":
                 b_tile = load_rows(b, column, valid, 0, D, BLOCK_D, PRECISION)  # [BLOCK_M, BLOCK_D]
                 exact = merged_gradients(
@@ -63,9 +63,7 @@ def row_gradients(
                     a_tile, b_tile, D, scale, True, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
                 )  # [BLOCK_N, BLOCK_M]  # fmt: skip
                 x = split(exact, PRODUCT)
-                if PRECISION != PRODUCT:
-                    b_tile = load_rows(b, column, valid, d, D, BLOCK_D, PRODUCT)
-                da = product(x, b_tile, da)
+                da = product(x, of_scores(b_tile, b, PRECISION, PRODUCT), da, PRODUCT)
                 if dbias_a_parts_ptr is not None:
                     total += tl.sum(joined(x, ACC), 1)
             else:
@@ -75,9 +73,7 @@ def row_gradients(
                     PAIRS, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
                 )  # [BLOCK_M, BLOCK_N]  # fmt: skip
                 x = split(exact, PRODUCT)
-                if PRECISION != PRODUCT:
-                    b_tile = load_rows(b, column, valid, d, D, BLOCK_D, PRODUCT)
-                da = product(transposed(x), b_tile, da)
+                da = product(transposed(x), of_scores(b_tile, b, PRECISION, PRODUCT), da, PRODUCT)
                 if dbias_a_parts_ptr is not None:
                     total += tl.sum(joined(x, ACC), 0)
         if WAY == "stored" and dbias_a_parts_ptr is not None:

@@ -3,17 +3,18 @@
 import triton
 import triton.language as tl
 
-from fastassoc.kernels.triton.primitives import part_count, split, store_parts
+from fastassoc.kernels.triton.primitives import part_count, power, split, store_parts
 
 
 @triton.jit
 def row_operands(
-    x_ptr, bias_ptr, slots_ptr, parts_ptr, biases_ptr, COUNT, D, stride_n, stride_d,
+    x_ptr, bias_ptr, slots_ptr, largest_ptr, parts_ptr, biases_ptr, COUNT, D, stride_n, stride_d,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``sum_p parts_p = x``, and the bias if there is one: COUNT rows in their own order, or in that of the slots.
 
-    ``parts`` [parts, COUNT, D] is contiguous; empty slots are 0. ``slots_ptr`` is None for the rows' own order.
+    ``parts`` [parts, COUNT, D] is contiguous; empty slots are 0. ``slots_ptr`` is None for the rows' own order. With
+    ``largest``, times its `power`.
     """
     line = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row, ok = line.to(tl.int64), line < COUNT
@@ -27,7 +28,10 @@ def row_operands(
         x_ptr + row[:, None] * stride_n + offs_d.to(tl.int64)[None, :] * stride_d,
         mask=taken[:, None] & mask, other=0.0,
     )  # fmt: skip
-    parts = (x,) if part_count(PRECISION) == 1 else split(x, PRECISION)
+    if largest_ptr is not None:
+        there, _ = power(largest_ptr)
+        x *= there
+    parts = (x.to(parts_ptr.dtype.element_ty),) if part_count(PRECISION) == 1 else split(x, PRECISION)
     size = tl.cast(COUNT, tl.int64) * D
     store_parts(parts_ptr, size, line.to(tl.int64)[:, None] * D + offs_d[None, :], parts, ok[:, None] & mask)
     if bias_ptr is not None:  # noqa: SIM102

@@ -14,10 +14,9 @@ from fastassoc.kernels.triton.buffers import (
 )
 from fastassoc.kernels.triton.forms import column_weight, row_weight
 from fastassoc.kernels.triton.kappa import class_product
-from fastassoc.kernels.triton.primitives import joined, product, split
+from fastassoc.kernels.triton.primitives import product, split
 from fastassoc.kernels.triton.steps import (
     along,
-    class_steps,
     load_values,
     merged_steps,
     recomputed_steps,
@@ -82,11 +81,11 @@ def merged_gradients(
     )  # fmt: skip
     u = None
     if grad_walker_ptr is not None:
-        steps = split(left, PRODUCT)
+        parts = split(left, PRODUCT)
         if ROWS_FIRST:  # noqa: SIM108
-            u = product(g, steps, None)
+            u = product(g, parts, None, PRODUCT)
         else:
-            u = product(steps, g, None)
+            u = product(parts, g, None, PRODUCT)
     slot = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = column < tables.M
     of_there, of_back = load_terms(terms_ptr, within, CHUNK)
@@ -143,11 +142,13 @@ def class_gradients(
             w *= tl.load(grad_walker_ptr)
             if of_back is not None:
                 w -= of_back[:, None]
-            right = class_steps(
-                a, b, steps, tables, 1, tile, first, b_tile, D, scale,
-                WAY, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION, PRODUCT,
-            )  # fmt: skip
-            x += joined(right, w.dtype) * w
+            if WAY == "stored":
+                right = load_values(steps, 1, tile, first, w.dtype, BLOCK_M, BLOCK_N, PRODUCT)
+            else:
+                right = recomputed_steps(
+                    a, b, tables, 1, tile, column, b_tile, D, scale, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION
+                )
+            x += right * w
     return x, kappa
 
 

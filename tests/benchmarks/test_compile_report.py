@@ -154,17 +154,17 @@ def test_float32_products_follow_the_mode() -> None:
         uses = compile_report.shipped(["sm_80"], [mode], [128])
         found[mode] = next(x.compilation.variant() for x in uses if x.compilation.kernel == "score_gradients")
     assert found["fp32-medium"].endswith("PRODUCT=bf16")
-    assert found["fp32-high"].endswith("PRODUCT=bf16x2")
+    assert found["fp32-high"].endswith("PRODUCT=tf32")
     assert found["fp32-highest"].endswith("PRODUCT=bf16x3")
     assert torch.get_float32_matmul_precision() == before
 
 
 def test_constants_are_named_and_both_losses_without_biases_are_plain() -> None:
-    kinds = Embeddings("*bf16", "constexpr", "i32", "i32", "constexpr")
+    kinds = Embeddings("*bf16", "constexpr", "constexpr", "i32", "i32", "constexpr")
     signature = {"a": kinds, "rho_ptr": "*fp32", "M": "i32", "WALKER": "constexpr"}
-    constants = {(0, 1): None, (0, 4): 1, (3,): True}
+    constants = {(0, 1): None, (0, 2): None, (0, 5): 1, (3,): True}
     plain = Compilation("sm_80", "module", "kernel", signature, constants, {}, 4, 2)
-    assert plain.variant() == "a.bias_ptr=None a.stride_d=1 WALKER=True"
+    assert plain.variant() == "a.bias_ptr=None a.largest_ptr=None a.stride_d=1 WALKER=True"
     assert plain.plain
     biased = {"a": kinds._replace(bias_ptr="*fp32")}
     assert not plain._replace(signature=signature | biased, constants={(3,): True}).plain

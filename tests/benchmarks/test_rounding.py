@@ -1,4 +1,4 @@
-"""Rounding of float32 at "highest", in the compiled code."""
+"""Rounding of float32, in the compiled code."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ COPIES = {"row_normalisers": 2, "column_normalisers": 2, "steps": 1}
 """Of a tile in the code of a pass."""
 
 
-def plain_compilations(architecture: str, kernels: Iterable[str]) -> dict[str, Compilation]:
+def plain_compilations(architecture: str, kernels: Iterable[str], mode: str = "fp32-highest") -> dict[str, Compilation]:
     """The first of each kernel, of both losses without biases, at D = 128."""
     found: dict[str, Compilation] = {}
-    for _, _, compilation in compile_report.shipped([architecture], ["fp32-highest"], [128]):
+    for _, _, compilation in compile_report.shipped([architecture], [mode], [128]):
         if compilation.kernel in kernels and compilation.plain:
             found.setdefault(compilation.kernel, compilation)
     return found
@@ -69,3 +69,34 @@ def test_the_sum_of_earlier_tiles_is_rounded_once_a_tile(architecture: str) -> N
         assert [x.startswith("cst") for x in sums] == [True, *[False] * 5] * (len(sums) // 6), kernel
     # Steps of float32 are stored, and gradients of their scores hold kappa.
     assert set(found) == set(PASSES) - {"kappa"}
+
+
+def origins(ttir: str) -> list[tuple[str, str]]:
+    """What makes the operands of every product in tf32."""
+    made: dict[str, str] = {}
+    found = []
+    # A name may be used again further on.
+    for line in ttir.splitlines():
+        if dot := re.search(r"= tt\.dot %(\w+), %(\w+),.*inputPrecision = tf32 : tensor<\d+x\d+xf32>", line):
+            found.append((made[dot[1]], made[dot[2]]))
+        if made_here := re.match(r"\s*%(\w+) = (?:tt|arith)\.(\w+)(?: %(\w+))?", line):
+            name, how, of = made_here.groups()
+            made[name] = made[of] if how == "trans" else how
+    return found
+
+
+# "select" is the rounding, "extf" a number of 16 bits, times a power of two in "mulf"; what is loaded was rounded where
+# it was stored: gradients of round trips and of scores.
+@pytest.mark.parametrize("mode", ["fp16", "fp32-high"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_operands_in_tf32_have_no_more_digits(architecture: str, mode: str) -> None:
+    """Tensor cores leave out what is beyond 11 digits, and Triton does not round: every number would become smaller."""
+    found = plain_compilations(architecture, set(PASSES) | {"dense_trips", "dense_score_gradients"}, mode)
+    made = {kernel: origins(compiled(x).asm["ttir"]) for kernel, x in found.items()}
+    loaded = {kernel for kernel, operands in made.items() if any("load" in pair for pair in operands)}
+    assert loaded <= {"kappa", "score_gradients", "row_gradients", "column_gradients"}
+    for kernel, operands in made.items():
+        for pair in operands:
+            assert set(pair) <= {"select", "extf", "mulf", "load"}, kernel
+            assert pair != ("load", "load"), kernel
+    assert {"round_trips", "row_gradients", "column_gradients", "dense_trips"} <= {x for x, y in made.items() if y}

@@ -50,17 +50,20 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     buffers = Buffers.allocate(plan)
     walker_parts = g = None
     with device_guard(inputs.a):
-        a, b = plan.embeddings_a(), plan.embeddings_b()
-        normalised = forward.normalise(plan, a, b, buffers, statistics)
+        classes = forward.count_classes(plan, buffers)
+        largest = plan.largest(classes)
+        b = plan.embeddings_b(largest)
+        normalised = forward.normalise(plan, plan.embeddings_a(largest), b, classes, buffers, statistics)
         visit_parts = normalised.visit_parts
         if inputs.walker or needs_gradient:
             buffers, sizes = buffers.sized(plan)
-            a = plan.embeddings_by_slot(buffers.slots)
+            a = plan.embeddings_by_slot(buffers.slots, largest)
             walker_parts, visit_parts, g = forward.walk(plan, a, b, normalised, buffers, sizes, needs_gradient)
         elif inputs.ranks is not None and visit_parts is not None:
             (visit_parts,) = inputs.ranks.sum(visit_parts.sum(0, keepdim=True))
         results = forward.add_up(plan, buffers.counts, walker_parts, visit_parts, statistics)
-    return Losses(*results, normalised.visit_probability, buffers.saved(plan, sizes, g, a) if needs_gradient else ())
+    saved = buffers.saved(plan, sizes, g, a, largest) if needs_gradient else ()
+    return Losses(*results, normalised.visit_probability, saved)
 
 
 def gradients(
@@ -70,9 +73,9 @@ def gradients(
     if dense.takes(inputs):
         return dense.gradients(inputs, saved, grad_walker, grad_visit, needs)
     plan = Plan(inputs)
-    buffers, sizes, g, a = Buffers.restore(saved, plan)
+    buffers, sizes, g, embeddings = Buffers.restore(saved, plan)
     with device_guard(inputs.a):
-        return Backward(plan, a, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
+        return Backward(plan, *embeddings, buffers, sizes, g, grad_walker, grad_visit).gradients(needs)
 
 
 def agreement(device: torch.device) -> str:

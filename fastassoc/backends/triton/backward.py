@@ -39,6 +39,7 @@ class Backward:
         self,
         plan: Plan,
         a: Embeddings,
+        b: Embeddings,
         buffers: Buffers,
         sizes: Sizes,
         g: Tensor | None,
@@ -46,7 +47,7 @@ class Backward:
         grad_visit: Tensor | None,
     ) -> None:
         self.plan, self.buffers, self.sizes = plan, buffers, sizes
-        self.a, self.b = a, plan.embeddings_b()
+        self.a, self.b = a, b
         self.launch = OverRanges()
         self.slots = sizes.tiles * plan.class_rows
         new, dtype = plan.inputs.a.new_empty, plan.inputs.dtype

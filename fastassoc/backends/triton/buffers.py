@@ -98,23 +98,23 @@ class Buffers(NamedTuple):
             self.columns, self.slots, self.tiles, self.counts, self.weights, None, plan.m, self.tiles.stride(0)
         )  # fmt: skip
 
-    def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None, a: Embeddings) -> Saved:
+    def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None, a: Embeddings, largest: Tensor | None) -> Saved:
         """What `restore` takes, ``counts`` as long as the number of sides and twice that of parts make them.
 
         ``a`` is in the order of the slots.
         """
         counts = self.counts[: COUNTS + 2 * plan.precision.parts + sizes.sides]
-        return self.columns, self.slots, self.tiles, self.weights, counts, g, a.ptr, a.bias_ptr
+        return self.columns, self.slots, self.tiles, self.weights, counts, g, a.ptr, a.bias_ptr, largest
 
     @staticmethod
     def saved_dtypes(dtype: torch.dtype, step_dtype: torch.dtype, operand_dtype: torch.dtype) -> list[torch.dtype]:
         """Dtypes of `saved`, for an accumulation in ``dtype``."""
-        return [dtype, torch.int32, torch.int32, dtype, torch.int32, step_dtype, operand_dtype, dtype]
+        return [dtype, torch.int32, torch.int32, dtype, torch.int32, step_dtype, operand_dtype, dtype, dtype]
 
     @classmethod
-    def restore(cls, saved: Saved, plan: Plan) -> tuple[Buffers, Sizes, Tensor | None, Embeddings]:
+    def restore(cls, saved: Saved, plan: Plan) -> tuple[Buffers, Sizes, Tensor | None, tuple[Embeddings, Embeddings]]:
         """What was saved, which may have become flat, in the shapes it had."""
-        columns, slots, tiles, weights, counts, g, a, bias_a = saved
+        columns, slots, tiles, weights, counts, g, a, bias_a, largest = saved
         assert columns is not None
         assert slots is not None
         assert tiles is not None
@@ -134,4 +134,7 @@ class Buffers(NamedTuple):
             pairs = g.shape[1]
         buffers = cls(columns.view(COLUMN_FIELDS, -1), slots, tiles, weights.view(-1, WEIGHT_FIELDS), counts)
         a = a.view(plan.operand_parts, -1, plan.d)
-        return buffers, Sizes.of(plan, tiles.shape[1], pairs, sides), g, Embeddings(a, bias_a, *a.stride())
+        largest = None if largest is None else largest.view(2, -1)
+        by_slot = Embeddings(a, bias_a, None if largest is None else largest[0], *a.stride())
+        sizes = Sizes.of(plan, tiles.shape[1], pairs, sides)
+        return buffers, sizes, g, (by_slot, plan.embeddings_b(largest))

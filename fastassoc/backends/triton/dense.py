@@ -118,7 +118,9 @@ class Sizes:
         depth = tile_depth(self.tile, self.d)
         self.depths = ceil_div(self.d, depth)
         self.depth = {"BLOCK_D": depth}
-        self.precision = {"PRECISION": "differences" if key.differences else precision.scores}
+        # A largest value would be launches of its own.
+        scores = precision.others if precision.scaled else precision.scores
+        self.precision = {"PRECISION": "differences" if key.differences else scores}
         self.product = {"PRODUCT": precision.others}
 
     def repeated(self, kernel: Any, *grid: int, **constants: Any) -> Repeated:
@@ -129,8 +131,8 @@ class Sizes:
         """What both directions hand to kernels."""
         a, bias_a, b, bias_b, labels, saved, scratch = pointers
         return (
-            Embeddings(a, bias_a, 0, *self.key.stride_a),
-            Embeddings(b, bias_b, 0, *self.key.stride_b),
+            Embeddings(a, bias_a, None, 0, *self.key.stride_a),
+            Embeddings(b, bias_b, None, 0, *self.key.stride_b),
             Dense(labels, saved, scratch, *self.numbers),
         )
 

@@ -47,32 +47,44 @@ class Normalised(NamedTuple):
     visit_parts: Tensor | None
 
 
-def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statistics: bool) -> Normalised:
-    """Class layout, normalisers, visits, and the form of the steps."""
-    inputs, new, dtype = plan.inputs, plan.inputs.a.new_empty, plan.inputs.dtype
-    values, ignore_index, _ = inputs.labels
-    slots, tiles = buffers.slots.shape[1], buffers.tiles.shape[1]
-    classes, normalisers = new(CLASS_FIELDS, plan.n, dtype=int32), new(ROW_FIELDS, plan.n, dtype=dtype)
-    layout = {
+def _layout(plan: Plan, buffers: Buffers, classes: Tensor) -> dict[str, Any]:
+    """What the kernels of the class layout share."""
+    values = plan.inputs.labels.values
+    return {
         "labels_ptr": values,
         "classes_ptr": classes,
         "slots_ptr": buffers.slots,
         "tiles_ptr": buffers.tiles,
         "N": plan.n,
-        "SLOTS": slots,
-        "TILES": tiles,
+        "SLOTS": buffers.slots.shape[1],
+        "TILES": buffers.tiles.shape[1],
         "stride_label": values.stride(0),
-        "WALKER": inputs.walker,
+        "WALKER": plan.inputs.walker,
         "BLOCK_N": _LAYOUT_ROWS,
         "BLOCK_K": 128,
     }
+
+
+def count_classes(plan: Plan, buffers: Buffers) -> Tensor:
+    """``classes``; and slots and tiles are emptied."""
+    ignore_index = plan.inputs.labels.ignore_index
+    classes = plan.inputs.a.new_empty(CLASS_FIELDS, plan.n, dtype=int32)
     launch(
         class_sizes,
-        (ceil_div(max(plan.n, slots), _LAYOUT_ROWS),),
-        **layout,
+        (ceil_div(max(plan.n, buffers.slots.shape[1]), _LAYOUT_ROWS),),
+        **_layout(plan, buffers, classes),
         ignore_index=0 if ignore_index is None else ignore_index,
         HAS_IGNORED=ignore_index is not None,
     )
+    return classes
+
+
+def normalise(
+    plan: Plan, a: Embeddings, b: Embeddings, classes: Tensor, buffers: Buffers, statistics: bool
+) -> Normalised:
+    """Class layout, normalisers, visits, and the form of the steps."""
+    inputs, new, dtype = plan.inputs, plan.inputs.a.new_empty, plan.inputs.dtype
+    normalisers = new(ROW_FIELDS, plan.n, dtype=dtype)
     tile = plan.config.row_normalisers
     shares = plan.shares(tile, ceil_div(plan.n, tile.rows), plan.m, WAVES)
     row_parts = new(ROW_PART_FIELDS, shares, plan.n, dtype=dtype)
@@ -92,7 +104,7 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
     launch(
         rows,
         (ceil_div(plan.n, _LAYOUT_ROWS),),
-        **layout,
+        **_layout(plan, buffers, classes),
         row_parts_ptr=row_parts,
         rows_ptr=normalisers,
         counts_ptr=buffers.counts,
@@ -131,7 +143,7 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         buffers.columns[H.value].mul_(plan.m / inputs.ranks.columns)
     launch(
         forms,
-        (max(tiles, min(ceil_div(plan.m, _FORM_COLUMNS), plan.processors)),),
+        (max(buffers.tiles.shape[1], min(ceil_div(plan.m, _FORM_COLUMNS), plan.processors)),),
         rows_ptr=normalisers,
         extremes_ptr=extremes,
         slots_ptr=buffers.slots,
@@ -141,7 +153,7 @@ def normalise(plan: Plan, a: Embeddings, b: Embeddings, buffers: Buffers, statis
         N=plan.n,
         M=plan.m,
         PROGRAMS=extremes.shape[1],
-        TILES=tiles,
+        TILES=buffers.tiles.shape[1],
         MAY_MERGE=inputs.eps >= _LEAST_EPS,
         KEEP_FACTOR=plan.precision.others != "bf16",
         CLASS_ROWS=plan.class_rows,

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastassoc.backends.protocol import Inputs
 from fastassoc.backends.triton.launch import launch, machine
 from fastassoc.backends.triton.precision import choose_precision
-from fastassoc.kernels.triton.buffers import COLUMN_FIELDS, Embeddings, Steps
+from fastassoc.kernels.triton.buffers import COLUMN_FIELDS, SIZE, Embeddings, Steps
 from fastassoc.kernels.triton.configs import MOST_COLUMNS, Config, Tile, choose_config
 from fastassoc.kernels.triton.row_operands import row_operands
 
@@ -46,7 +46,7 @@ class Plan:
         device = machine(inputs.a.device)
         self.precision = choose_precision(inputs.a.dtype, device, inputs.labels.float32_products)
         if inputs.differences:
-            self.precision = self.precision._replace(scores="differences")
+            self.precision = self.precision._replace(scores="differences", scaled=False)
         self.config: Config = choose_config(device.architecture, self.precision.tiles(inputs.a.dtype), self.d)
         self.class_rows = self.config.class_rows
         self.processors = device.processors
@@ -75,29 +75,44 @@ class Plan:
             return trips * min(max(1, programs // trips), column_tiles)
         return min(max(trips, programs), trips * column_tiles)
 
-    def embeddings_a(self) -> Embeddings:
+    def largest(self, classes: Tensor) -> Tensor | None:
+        """The largest absolute values of ``a``, of rows that take part, and of ``b``: [2]; or None."""
+        if not self.precision.scaled:
+            return None
+        a, b, ignore_index = self.inputs.a, self.inputs.b, self.inputs.labels.ignore_index
+        if ignore_index is not None:
+            a = torch.where(classes[SIZE.value, :, None] > 0, a, 0.0)
+        # Both at a multiple of 16 bytes.
+        largest = a.new_empty(2, 4)[:, 0]
+        for x, out in zip((a, b), largest.unbind(), strict=True):
+            torch.linalg.vector_norm(x, float("inf"), out=out)
+        return largest
+
+    def embeddings_a(self, largest: Tensor | None) -> Embeddings:
         """``a`` as the products of scores take it, split once."""
         a, bias = self.inputs.a, self.inputs.bias_a
-        if not self.precision.split_rows:
-            return Embeddings(a, bias, 0, *a.stride())
-        return self._operands(None, bias)
+        if not self.precision.prepares_rows:
+            return Embeddings(a, bias, None, 0, *a.stride())
+        return self._operands(None, largest, bias)
 
-    def embeddings_by_slot(self, slots: Tensor) -> Embeddings:
+    def embeddings_by_slot(self, slots: Tensor, largest: Tensor | None) -> Embeddings:
         """``a`` as passes over class tiles take it, and its biases, in the order of the slots; 0 in empty ones."""
         bias = self.inputs.bias_a
-        return self._operands(slots, None if bias is None else bias.new_empty(slots.shape[1]))
+        return self._operands(slots, largest, None if bias is None else bias.new_empty(slots.shape[1]))
 
-    def _operands(self, slots: Tensor | None, biases: Tensor | None) -> Embeddings:
+    def _operands(self, slots: Tensor | None, largest: Tensor | None, biases: Tensor | None) -> Embeddings:
         """``a`` as products of scores take it, with ``biases``, which are filled in the order of the slots."""
         a, count = self.inputs.a, self.n if slots is None else slots.shape[1]
         dtype = self.precision.operand_dtype(a.dtype)
         parts = a.new_empty(self.operand_parts, count, self.d, dtype=dtype)
+        of_a = None if largest is None else largest[0]
         launch(
             row_operands,
             (ceil_div(count, 32), ceil_div(self.d, 128)),
             x_ptr=a,
             bias_ptr=None if slots is None else self.inputs.bias_a,
             slots_ptr=slots,
+            largest_ptr=of_a,
             parts_ptr=parts,
             biases_ptr=None if slots is None else biases,
             COUNT=count,
@@ -108,17 +123,17 @@ class Plan:
             BLOCK_D=128,
             PRECISION=self.precision.scores,
         )
-        return Embeddings(parts, biases, *parts.stride())
+        return Embeddings(parts, biases, of_a, *parts.stride())
 
     @property
     def operand_parts(self) -> int:
         """Parts of embeddings, where products of scores take them from memory of their own."""
-        return self.precision.parts if self.precision.split_rows else 1
+        return 3 if self.precision.scores == "bf16x3" else 1
 
-    def embeddings_b(self) -> Embeddings:
+    def embeddings_b(self, largest: Tensor | None) -> Embeddings:
         """``b`` as the caller gave it."""
         b = self.inputs.b
-        return Embeddings(b, self.inputs.bias_b, 0, *b.stride())
+        return Embeddings(b, self.inputs.bias_b, None if largest is None else largest[1], 0, *b.stride())
 
     def depth(self, tile: Tile) -> int:
         """Columns of the embeddings in a tile of a pass."""
@@ -132,7 +147,7 @@ class Plan:
         """What every pass over scores takes, or one that could compute them but has what it needs ``stored``."""
         if stored:
             # What it does not read is to make no difference to how it is compiled.
-            a, b = a._replace(bias_ptr=None), b._replace(bias_ptr=None)
+            a, b = a._replace(bias_ptr=None), b._replace(bias_ptr=None, largest_ptr=None)
         return {
             "a": a,
             "b": b,

@@ -16,24 +16,28 @@ class Precision(NamedTuple):
     """Also "differences"; see `fastassoc.kernels.triton.primitives.raw_scores`."""
     others: str
     """Products of steps and of gradients."""
+    scaled: bool = False
+    """Whether products of scores take float32 in float16, times a power of two that brings it into the range."""
 
     @property
     def parts(self) -> int:
         """Parts in which steps and gradients of scores are kept."""
-        return {"bf16x2": 2, "bf16x3": 3}.get(self.others, 1)
+        return 3 if self.others == "bf16x3" else 1
 
     @property
-    def split_rows(self) -> bool:
-        """Whether the products of scores take several parts of embeddings."""
-        return self.scores in ("bf16x2", "bf16x3")
+    def prepares_rows(self) -> bool:
+        """Whether the products of scores take ``a`` from memory of their own, in whatever order."""
+        return self.scaled or self.scores == "bf16x3"
 
     def operand_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Of a part of embeddings in ``dtype``, where products of scores take them from memory of their own."""
+        if self.scaled:
+            return torch.float16
         return torch.bfloat16 if self.scores.startswith("bf16") else dtype
 
     def step_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Of a part of the steps, for an accumulation in ``dtype``."""
-        return dtype if self.others == "ieee" else torch.bfloat16
+        return torch.bfloat16 if self.others.startswith("bf16") else dtype
 
     def exact_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Of gradients of scores before they are rounded to one of the steps, for an accumulation in ``dtype``."""
@@ -56,12 +60,17 @@ def choose_precision(dtype: torch.dtype, machine: Machine, float32_products: str
     if machine.architecture in ("sm_70", "sm_72", "sm_75"):
         # Tensor cores for float16 alone.
         return Precision("fp16", "ieee") if dtype == torch.float16 else exact
+    # AMD's have tf32 on one architecture.
+    tf32 = "ieee" if machine.architecture.startswith("gfx") and machine.architecture != "gfx942" else "tf32"
     if dtype == torch.bfloat16:
         return Precision("bf16", "bf16")
     if dtype == torch.float16:
-        # Steps and gradients underflow in float16; two parts have more than its digits, and the range of float32.
-        return Precision("fp16", "bf16x2")
-    products = {"medium": "bf16", "high": "bf16x2", "highest": "bf16x3"}[float32_products]
+        # Steps and gradients underflow in float16; tf32 has its digits, and the range of float32.
+        return Precision("fp16", tf32)
+    if float32_products == "high":
+        # Float16 has the digits of tf32 in half the memory, and embeddings do not need its range.
+        return Precision("fp16", tf32, scaled=True)
+    products = {"medium": "bf16", "highest": "bf16x3"}[float32_products]
     return Precision(products, products)
 
 

@@ -68,7 +68,7 @@ def row_gradients(
         column = j * BLOCK + tl.arange(0, BLOCK)
         ds = complete_gradients(x, i, j, rho_i, kappa(x, j, WALKER, BLOCK), BLOCK, PRODUCT)
         b_tile = load_rows(b, column, column < x.M, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
-        da = product(transposed(b_tile), transposed(ds), da)
+        da = product(transposed(b_tile), transposed(ds), da, PRODUCT)
         total += tl.sum(joined(ds, ACC), 1)
     row, _, ok = rows_of(x, i, BLOCK)
     store_gradient(da_ptr, dbias_a_ptr, tl.trans(da), total, row, ok, x.N, x.D, d, scale, BLOCK_D)
@@ -88,7 +88,7 @@ def column_gradients(
         row, _, ok = rows_of(x, i, BLOCK)
         ds = complete_gradients(x, i, j, rho(x, i, BLOCK), kappa_j, BLOCK, PRODUCT)
         a_tile = load_rows(a, row, ok, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
-        db = product(transposed(a_tile), ds, db)
+        db = product(transposed(a_tile), ds, db, PRODUCT)
         total += tl.sum(joined(ds, ACC), 0)
     column = j * BLOCK + tl.arange(0, BLOCK)
     store_gradient(db_ptr, dbias_b_ptr, tl.trans(db), total, column, column < x.M, x.M, x.D, d, scale, BLOCK_D)

@@ -63,7 +63,7 @@ def dense_forward(
         q *= inverse_j[None, :]
         if x.saved_ptr is not None:
             store_tile(q_part(x), 0, 0, x.MP, q, BLOCK)
-        p_aba = product(split(p_ab, PRODUCT), transposed(split(q, PRODUCT)), None)
+        p_aba = product(split(p_ab, PRODUCT), transposed(split(q, PRODUCT)), None, PRODUCT)
         same = (label_i[:, None] == label_i[None, :]) & row_ok[:, None] & row_ok[None, :]
         size = tl.sum(same.to(tl.int32), 1)
         weight = 1.0 / (kept * tl.maximum(size, 1)).to(ACC)
@@ -97,12 +97,12 @@ def dense_backward(
     if grad_walker_ptr is not None:
         g = split(load_tile(g_part(x), 0, 0, x.NP, BLOCK), PRODUCT)
         q = load_tile(q_part(x), 0, 0, x.MP, BLOCK)
-        there = product(g, split(q, PRODUCT), None) * tl.load(grad_walker_ptr)
+        there = product(g, split(q, PRODUCT), None, PRODUCT) * tl.load(grad_walker_ptr)
     if grad_visit_ptr is not None:
         there += (tl.load(grad_visit_ptr) * tl.load(h_part(x) + index))[None, :]
     ds = p_ab * (there - tl.sum(there * p_ab, 1)[:, None])
     if grad_walker_ptr is not None:
-        back = product(transposed(g), split(p_ab, PRODUCT), None)
+        back = product(transposed(g), split(p_ab, PRODUCT), None, PRODUCT)
         back *= tl.load(grad_walker_ptr)
         ds += q * (back - tl.sum(back * q, 0)[None, :])
     ds = split(ds, PRODUCT)
@@ -112,12 +112,12 @@ def dense_backward(
         total = tl.sum(joined(ds, ACC), 1)
         for d in range(0, x.D, BLOCK_D):
             b_tile = load_rows(b, index, index < x.M, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
-            da = product(ds, b_tile, None)
+            da = product(ds, b_tile, None, PRODUCT)
             store_gradient(da_ptr, dbias_a_ptr, da, total, index, row_ok, x.N, x.D, d, scale, BLOCK_D)
     if db_ptr is not None:
         total = tl.sum(joined(ds, ACC), 0)
         ds = transposed(ds)
         for d in range(0, x.D, BLOCK_D):
             a_tile = load_rows(a, index, row_ok, d, x.D, BLOCK_D, PRODUCT)  # [BLOCK, BLOCK_D]
-            db = product(ds, a_tile, None)
+            db = product(ds, a_tile, None, PRODUCT)
             store_gradient(db_ptr, dbias_b_ptr, db, total, index, index < x.M, x.M, x.D, d, scale, BLOCK_D)

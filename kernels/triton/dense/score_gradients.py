@@ -29,9 +29,9 @@ def score_gradient_tile(
     if grad_walker_ptr is not None:
         for k in range(0, x.NP // BLOCK):
             g = split(load_tile(g_part(x), i, k, x.NP, BLOCK), PRODUCT)
-            there = product(g, split(load_tile(q_part(x), k, j, x.MP, BLOCK), PRODUCT), there)
+            there = product(g, split(load_tile(q_part(x), k, j, x.MP, BLOCK), PRODUCT), there, PRODUCT)
             g = split(load_tile(g_part(x), k, i, x.NP, BLOCK), PRODUCT)
-            back = product(transposed(g), split(load_tile(p_ab_part(x), k, j, x.MP, BLOCK), PRODUCT), back)
+            back = product(transposed(g), split(load_tile(p_ab_part(x), k, j, x.MP, BLOCK), PRODUCT), back, PRODUCT)
         upstream = tl.load(grad_walker_ptr)
         there *= upstream
         back *= upstream * load_tile(q_part(x), i, j, x.MP, BLOCK)

@@ -77,7 +77,7 @@ def trips_tile(
                 m_j, inverse_j = column_normaliser(x, j * BLOCK + tl.arange(0, BLOCK), BLOCK)
                 p_ab = tl.exp2(load_tile(matrix_part(x), i, j, x.MP, BLOCK) - m_i[:, None]) * inverse_i[:, None]
                 q = tl.exp2(load_tile(matrix_part(x), k, j, x.MP, BLOCK) - m_j[None, :]) * inverse_j[None, :]
-                trips = product(split(p_ab, PRODUCT), transposed(split(q, PRODUCT)), trips)
+                trips = product(split(p_ab, PRODUCT), transposed(split(q, PRODUCT)), trips, PRODUCT)
             store_tile(trips_part(x, BLOCK) + share * x.NP * x.NP, i, k, x.NP, trips, BLOCK)
 
 

@@ -39,12 +39,12 @@ def test_what_is_saved_comes_back_from_flat(
         saved = triton.losses(inputs, needs_gradient=True, statistics=False).saved
         dtypes = triton.saved_dtypes(inputs.a, inputs.dtype)
         plan = Plan(inputs)
-        buffers, sizes, g, a = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), plan)
+        buffers, sizes, g, (a, _) = Buffers.restore(tuple(None if x is None else x.reshape(-1) for x in saved), plan)
     assert len(dtypes) == len(saved)
     assert all(x is None or x.dtype == y for x, y in zip(saved, dtypes, strict=True))
     assert (g is not None) == walker
     assert (a.bias_ptr is not None) == biased
-    for x, y in zip(saved, (*buffers, g, a.ptr, a.bias_ptr), strict=True):
+    for x, y in zip(saved, (*buffers, g, a.ptr, a.bias_ptr, None), strict=True):
         assert (x is None) == (y is None)
         assert x is None or y is None or (x.shape, x.dtype) == (y.shape, y.dtype)
     if counts is None:

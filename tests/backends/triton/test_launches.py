@@ -163,7 +163,7 @@ def test_above_2048_rows_sizes_are_read_once(monkeypatch: pytest.MonkeyPatch) ->
     (before,) = read_after
     assert before[-1] == "forms"
     assert "steps" not in before
-    *saved, g, a, _ = losses.saved
+    *saved, g, a, _, _ = losses.saved
     assert Buffers(*saved).tiles.shape == (3, 33)  # type: ignore[arg-type]
     assert g is not None
     assert g.shape[1] == 70

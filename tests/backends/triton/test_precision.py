@@ -26,8 +26,8 @@ def test_backward_products_are_those_of_the_forward_pass(monkeypatch: pytest.Mon
         upstream = torch.empty((), device="meta")
         needs = (True, True, False, False)
         triton.gradients(inputs, losses.saved, upstream, upstream, needs)
-        for name in ("PRECISION", "PRODUCT"):
-            assert {x.arguments[name] for x in launches if name in x.arguments} == {"bf16x2"}
+        for name, products in (("PRECISION", "fp16"), ("PRODUCT", "tf32")):
+            assert {x.arguments[name] for x in launches if name in x.arguments} == {products}
         # A compiled backward pass prepares its labels anew.
         other = inputs._replace(labels=triton.prepare_labels(inputs.labels.values, None, inputs.b, torch.float32))
         with pytest.raises(RuntimeError, match="changed between the forward and the backward pass"):
@@ -38,10 +38,14 @@ def test_backward_products_are_those_of_the_forward_pass(monkeypatch: pytest.Mon
     ("architecture", "dtype", "setting", "scores", "others"),
     [
         ("sm_90", torch.bfloat16, "highest", "bf16", "bf16"),
-        ("sm_90", torch.float16, "highest", "fp16", "bf16x2"),
+        ("sm_90", torch.float16, "highest", "fp16", "tf32"),
         ("sm_80", torch.float32, "medium", "bf16", "bf16"),
-        ("sm_80", torch.float32, "high", "bf16x2", "bf16x2"),
+        ("sm_80", torch.float32, "high", "fp16", "tf32"),
         ("gfx942", torch.float32, "highest", "bf16x3", "bf16x3"),
+        ("gfx942", torch.float16, "highest", "fp16", "tf32"),
+        # Of AMD's, one has tf32.
+        ("gfx90a", torch.float32, "high", "fp16", "ieee"),
+        ("gfx950", torch.float16, "highest", "fp16", "ieee"),
         ("sm_90", torch.float64, "medium", "ieee", "ieee"),
         # Tensor cores for float16 alone.
         ("sm_75", torch.float16, "highest", "fp16", "ieee"),
@@ -52,10 +56,11 @@ def test_backward_products_are_those_of_the_forward_pass(monkeypatch: pytest.Mon
 )
 def test_products(architecture: str, dtype: torch.dtype, setting: str, scores: str, others: str) -> None:
     precision = choose_precision(dtype, Machine(architecture, 132), setting)
-    assert precision == (scores, others)
+    assert precision[:2] == (scores, others)
+    assert precision.scaled == (scores == "fp16" and dtype == torch.float32)
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    assert precision.step_dtype(accumulated) == (accumulated if others == "ieee" else torch.bfloat16)
-    assert precision.parts == {"bf16x2": 2, "bf16x3": 3}.get(others, 1)
+    assert precision.step_dtype(accumulated) == (torch.bfloat16 if "bf16" in others else accumulated)
+    assert precision.parts == (3 if others == "bf16x3" else 1)
 
 
 def test_the_newer_switch_for_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:

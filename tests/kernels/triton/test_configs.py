@@ -7,7 +7,7 @@ import pytest
 from fastassoc.kernels.triton.configs import PASSES, Tile, choose_config
 
 # Bytes of the parts of an element, and of what is loaded to make them.
-SIZES = {"bf16": (2, 2), "fp32-bf16": (2, 4), "bf16x2": (4, 4), "bf16x3": (6, 4), "fp64": (8, 8)}
+SIZES = {"bf16": (2, 2), "fp32-bf16": (2, 4), "tf32": (2, 4), "bf16x3": (6, 4), "fp64": (8, 8)}
 
 
 @pytest.mark.parametrize("depth", [1, 64, 128, 256, 2048])

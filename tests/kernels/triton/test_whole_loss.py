@@ -103,6 +103,53 @@ def test_scores_that_are_scaled_after_their_maximum(options: dict[str, Any], mon
     assert_close(result, exact, 2.0**-11)
 
 
+def as_at_high(dtype: torch.dtype, *_: Any) -> Precision:
+    """But that the interpreter has no tf32."""
+    return Precision("fp16", "ieee", scaled=True) if dtype == torch.float32 else Precision("ieee", "ieee")
+
+
+# As float32 products at "high": of any range, and of rows that take no part of none.
+@pytest.mark.parametrize("power", [-40, 0, 40])
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 1}], ids=str)
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_scores_of_float32_in_float16(
+    power: int, options: dict[str, Any], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "choose_precision", as_at_high)
+    monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", limit)
+    case = make_case(70, 150, 20, 3, scale=0.5, dtype=torch.float32)
+    # 11 digits, which float16 has too where the range is not in the way.
+    case = case._replace(a=case.a.half().float(), b=case.b.half().float())
+    case.a.mul_(2.0**power)
+    case.b.mul_(2.0**-power)
+    plain = evaluate(reference.walker_visit_loss, case, **options)
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    if "ignore_index" in options:
+        case.a[case.labels == 1] = torch.finfo(torch.float32).max
+    assert_as_exact_as(run(case, **options), plain, exact, case)
+
+
+def test_squared_distances_of_float32_in_float16(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "choose_precision", as_at_high)
+    case = make_case(70, 150, 20, 3, dtype=torch.float32)
+    options = {"similarity": "euclidean", "temperature": 4.0, "ignore_index": 1}
+    exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    # Both operands are rounded to 11 digits; biases are added after the product, as they are.
+    assert_close(run(case, **options), exact, 2.0**-10)
+    arguments = trace.arguments("row_normalisers")
+    assert arguments["PRECISION"] == "fp16"
+    assert arguments["b"].bias_ptr is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_scores_in_float16_of_what_is_not_finite(value: float, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "choose_precision", as_at_high)
+    case = make_case(5, 6, 3, 2, dtype=torch.float32)
+    getattr(case, side)[1, 1] = value
+    assert run(case).loss.isnan()
+
+
 @BOTH_PASSES
 def test_classes_of_1_to_300_rows() -> None:
     labels = sized_classes([1, 2, 63, 64, 65, 300])
