@@ -24,7 +24,8 @@ def class_sizes(
         # Added up along k at the end, once.
         sizes = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
         ranks = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
-        for start in range(0, N, BLOCK_K):
+        # There are more slots than rows.
+        for start in range(0, tl.where(tl.program_id(0) * BLOCK_N < N, N, 0), BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             other = tl.load(labels_ptr + k.to(tl.int64) * stride_label, mask=k < N, other=0).to(tl.int64)
             same = (label[:, None] == other[None, :]) & (k < N)[None, :]  # [BLOCK_N, BLOCK_K]
