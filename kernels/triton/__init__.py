@@ -37,7 +37,8 @@ scores compute them (`steps`); up to 2,048 rows the device chooses how. In the p
 
 Forward and backward compute the scores four times where steps are stored (``12 N M D`` operations with the gradients
 of the embeddings), else six (``16 N M D``).
-`row_operands` also comes first where float32 is multiplied in parts: it splits ``a`` in its own order.
+`row_operands` also comes before the normalisers where products of scores take float32 in other numbers: it rounds or
+splits ``a`` in its own order.
 
 `buffers` says what every buffer holds, and is what kernels and host agree on. `primitives` has tile mathematics that
 passes share; `configs` has the tiles.
