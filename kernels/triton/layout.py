@@ -77,14 +77,16 @@ def deal_slots(
         kept += rows
         if rows > 0:
             other_fits = tl.where(head > 0, CLASS_ROWS // tl.maximum(head, 1), -1)
-            other_tiles = tl.where(head > CLASS_ROWS, (head + CLASS_ROWS - 1) // CLASS_ROWS, 0)
-            whole_tiles += tl.sum(other_tiles, 0)
-            whole_pairs += tl.sum(other_tiles * other_tiles, 0)
-            classes += tl.sum((other_fits[None, :] == ks[:, None]).to(tl.int32), 1)
-            earlier = label_or_row(labels_ptr, k, N, stride_label, WALKER)[None, :] < label[:, None]
-            before += tl.sum((earlier & (other_fits[None, :] == fits[:, None])).to(tl.int32), 1)
-            tiles_before += tl.sum(tl.where(earlier, other_tiles[None, :], 0), 1)
-            pairs_before += tl.sum(tl.where(earlier, (other_tiles * other_tiles)[None, :], 0), 1)
+            earlier = label_or_row(labels_ptr, k, N, stride_label, WALKER)[:, None] < label[None, :]
+            # Sums along the first axis are within threads.
+            classes += tl.sum((other_fits[:, None] == ks[None, :]).to(tl.int32), 0)
+            before += tl.sum((earlier & (other_fits[:, None] == fits[None, :])).to(tl.int32), 0)
+            if tl.max(head, 0) > CLASS_ROWS:
+                other_tiles = tl.where(head > CLASS_ROWS, (head + CLASS_ROWS - 1) // CLASS_ROWS, 0)
+                whole_tiles += tl.sum(other_tiles, 0)
+                whole_pairs += tl.sum(other_tiles * other_tiles, 0)
+                tiles_before += tl.sum(tl.where(earlier, other_tiles[:, None], 0), 0)
+                pairs_before += tl.sum(tl.where(earlier, (other_tiles * other_tiles)[:, None], 0), 0)
     full = classes // ks
     left = classes - full * ks
     padded = next_power_of_two(CLASS_ROWS // ks)
