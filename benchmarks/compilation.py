@@ -89,9 +89,9 @@ class Compilation(NamedTuple):
     def plain(self) -> bool:
         """Whether it is what most calls launch: both losses, no biases."""
         constants = self.named_constants()
-        absent = {name for name in constants if name.endswith("_ptr")}
         # Units and largest values depend on the kind of numbers alone, terms of rows on the direction.
-        absent -= {"units_ptr", "tables.row_terms_ptr", *(name for name in absent if name.endswith("largest_ptr"))}
+        others = ("units_ptr", "largest_ptr", "row_terms_ptr")
+        absent = {name for name in constants if name.endswith("_ptr") and not name.endswith(others)}
         biases = {name for name in self._names() if name.endswith(_BIASES)}
         return all(constants.get(term, True) for term in ("WALKER", "VISIT")) and absent == biases
 

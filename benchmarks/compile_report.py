@@ -2,9 +2,9 @@
 
 Compiles for each architecture and reports registers, spilled bytes, shared memory, tensor-core instructions and
 estimated occupancy. Ends with status 1 if a configuration needs more shared memory than there is, fails to compile, or
-leaves a product of anything but float64 off the tensor cores: float32 multiplies parts in bfloat16. Spills are shown,
-not limited: tiles are chosen by time. Equal compilations are done once. Everything takes about 100 minutes of
-processor time; with ``--cache`` a later run compiles only what changed.
+leaves a product of anything but float64 off the tensor cores: those of float32 are in bfloat16, float16 or tf32. Spills
+are shown, not limited: tiles are chosen by time. Equal compilations are done once. Everything takes about 100 minutes
+of processor time; with ``--cache`` a later run compiles only what changed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class Mode(NamedTuple):
     dtype: torch.dtype
     precision: str
     """For `torch.set_float32_matmul_precision`: "highest", "high" and "medium" on a GPU are float32, tf32 and bfloat16
-    in PyTorch's own products; three, two and one part in bfloat16 in those of the kernels."""
+    in PyTorch's own products; in those of the kernels three parts in bfloat16, float16 and tf32, and bfloat16."""
     tensor_cores: bool
     """Whether every product belongs on tensor cores."""
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 # Read when PyTorch is loaded: threads that wait in a loop take the processor from the other workers of ``-n``.
-os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

@@ -26,14 +26,12 @@ NEEDS_GPU = "needs a GPU"
 def allowed_error(mode: str, theirs: float, gradient: bool) -> float:
     """Twice eager's error and eight roundings of the accumulation, plus one of a gradient as it is stored.
 
-    In float64 64 roundings: what errors are against has them too.
+    64 roundings in float64, where the reference is no more exact.
     Infinite where eager gives no number: there is nothing to be compared with.
     """
     dtype = MODES[mode].dtype
-    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    band = (64 if dtype == torch.float64 else 8) * torch.finfo(accumulated).eps + (
-        torch.finfo(dtype).eps if gradient else 0.0
-    )
+    accumulated, roundings = (torch.float64, 64) if dtype == torch.float64 else (torch.float32, 8)
+    band = roundings * torch.finfo(accumulated).eps + (torch.finfo(dtype).eps if gradient else 0.0)
     return 2 * theirs + band if math.isfinite(theirs) else math.inf
 
 

@@ -6,7 +6,7 @@ in the merged form only of pairs (I, K) with K >= I, which the others mirror.
 Passes over class tiles take ``a`` and its biases in the order of the slots, 0 in an empty one.
 Columns are taken range by range, ``CHUNK`` of them, and what is said to be of a range is overwritten by the next.
 ``CHUNK`` is a multiple of every tile of columns; columns there are not have steps of 0. "Parts" of a number are
-bfloat16 numbers that add up to it (`fastassoc.kernels.triton.primitives.split`).
+numbers that add up to it, three in bfloat16 or one (`fastassoc.kernels.triton.primitives.split`).
 
 Buffers with fields follow below, [fields, length] unless they say otherwise. A field begins at its number times the
 length; of ``slots`` and ``tiles`` that is their stride, ``SLOTS`` and ``TILES``. All others are contiguous:

@@ -31,7 +31,7 @@ def row_operands(
     if largest_ptr is not None:
         there, _ = power(largest_ptr)
         x *= there
-    parts = (x.to(parts_ptr.dtype.element_ty),) if part_count(PRECISION) == 1 else split(x, PRECISION)
+    parts = (x,) if part_count(PRECISION) == 1 else split(x, PRECISION)
     size = tl.cast(COUNT, tl.int64) * D
     store_parts(parts_ptr, size, line.to(tl.int64)[:, None] * D + offs_d[None, :], parts, ok[:, None] & mask)
     if bias_ptr is not None:  # noqa: SIM102

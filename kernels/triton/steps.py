@@ -30,7 +30,7 @@ from fastassoc.kernels.triton.primitives import (
 
 
 @triton.constexpr_function
-def stored(product):
+def kept_in(product):
     """In what ``left`` and ``right`` are stored: float32 with all its digits, for where they are no operands."""
     return "ieee" if product == "tf32" else product
 
@@ -165,7 +165,7 @@ def class_steps(
     """An operand [BLOCK_M, BLOCK_N], "stored" or "recomputed"."""
     if WAY == "stored":
         parts = load_steps(steps, side, tile, first, BLOCK_M, BLOCK_N, PRODUCT)
-        if stored(PRODUCT) != PRODUCT:
+        if PRODUCT == "tf32":
             parts = split(parts[0], PRODUCT)
     else:
         column = (steps.START + first + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -236,8 +236,8 @@ def steps(
         left = left_factor(s, shift_i, column_weights(tables, column, valid, PRODUCT), False)
     else:
         left = factor(s, 0, tables, slot, column, valid)
-    store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, stored(PRODUCT))
+    store_steps(out, 0, tile, first, left, BLOCK_M, BLOCK_N, kept_in(PRODUCT))
     if SIDES == 2 and WALKER:  # noqa: SIM102
         if tl.load(tables.counts_ptr + PLAIN) != 0:
             right = factor(s, 1, tables, slot, column, valid)
-            store_steps(out, 1, tile, first, right, BLOCK_M, BLOCK_N, stored(PRODUCT))
+            store_steps(out, 1, tile, first, right, BLOCK_M, BLOCK_N, kept_in(PRODUCT))

@@ -71,32 +71,47 @@ def test_the_sum_of_earlier_tiles_is_rounded_once_a_tile(architecture: str) -> N
     assert set(found) == set(PASSES) - {"kappa"}
 
 
-def origins(ttir: str) -> list[tuple[str, str]]:
-    """What makes the operands of every product in tf32."""
+def origins(ttir: str) -> tuple[list[tuple[str, str]], set[str]]:
+    """What makes the operands of every product in tf32, and the matrices in float32 that are stored.
+
+    A number of 16 bits, also times a power of two, is an "extf".
+    """
     made: dict[str, str] = {}
-    found = []
+    products, stores = [], set()
     # A name may be used again further on.
     for line in ttir.splitlines():
         if dot := re.search(r"= tt\.dot %(\w+), %(\w+),.*inputPrecision = tf32 : tensor<\d+x\d+xf32>", line):
-            found.append((made[dot[1]], made[dot[2]]))
+            products.append((made[dot[1]], made[dot[2]]))
+        if store := re.search(r"tt\.store %\w+, %(\w+).*: tensor<\d+x\d+x!tt\.ptr<f32>", line):
+            stores.add(made.get(store[1], "nothing"))
         if made_here := re.match(r"\s*%(\w+) = (?:tt|arith)\.(\w+)(?: %(\w+))?", line):
             name, how, of = made_here.groups()
-            made[name] = made[of] if how == "trans" else how
-    return found
+            as_before = how == "trans" or (how == "mulf" and made.get(of) == "extf")
+            made[name] = made.get(of, how) if as_before else how
+    return products, stores
 
 
-# "select" is the rounding, "extf" a number of 16 bits, times a power of two in "mulf"; what is loaded was rounded where
-# it was stored: gradients of round trips and of scores.
+# "select" is the rounding; what is loaded was rounded where it was stored.
 @pytest.mark.parametrize("mode", ["fp16", "fp32-high"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_operands_in_tf32_have_no_more_digits(architecture: str, mode: str) -> None:
     """Tensor cores leave out what is beyond 11 digits, and Triton does not round: every number would become smaller."""
-    found = plain_compilations(architecture, set(PASSES) | {"dense_trips", "dense_score_gradients"}, mode)
+    dense = {f"dense_{x}" for x in ("scores", "trips", "score_gradients", "embedding_gradients", "forward", "backward")}
+    found = plain_compilations(architecture, {*PASSES, *dense, "walker", "take_off_kappa"}, mode)
     made = {kernel: origins(compiled(x).asm["ttir"]) for kernel, x in found.items()}
-    loaded = {kernel for kernel, operands in made.items() if any("load" in pair for pair in operands)}
-    assert loaded <= {"kappa", "score_gradients", "row_gradients", "column_gradients"}
-    for kernel, operands in made.items():
-        for pair in operands:
-            assert set(pair) <= {"select", "extf", "mulf", "load"}, kernel
+    for kernel, (products, _) in made.items():
+        for pair in products:
+            assert set(pair) <= {"select", "extf", "load"}, kernel
             assert pair != ("load", "load"), kernel
-    assert {"round_trips", "row_gradients", "column_gradients", "dense_trips"} <= {x for x, y in made.items() if y}
+    with_products = {kernel for kernel, (products, _) in made.items() if products}
+    loaded = {kernel for kernel, (products, _) in made.items() if any("load" in pair for pair in products)}
+    expected = {"round_trips", "row_gradients", "column_gradients"}
+    expected |= {"dense_trips", "dense_score_gradients", "dense_embedding_gradients"}
+    assert expected <= with_products
+    # The derivative by the round trips, and the gradients of scores, which without the walker need no kappa.
+    assert loaded <= {"kappa", "score_gradients", "row_gradients", "column_gradients"}
+    stores = [made["walker"][1], made["take_off_kappa"][1]]
+    for _, _, x in compile_report.shipped([architecture], [mode], [128]):
+        if x.kernel == "score_gradients" and "grad_walker_ptr=None" in x.variant():
+            stores.append(origins(compiled(x).asm["ttir"])[1])
+    assert all(x == {"select"} for x in stores)

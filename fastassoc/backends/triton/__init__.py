@@ -62,7 +62,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
         elif inputs.ranks is not None and visit_parts is not None:
             (visit_parts,) = inputs.ranks.sum(visit_parts.sum(0, keepdim=True))
         results = forward.add_up(plan, buffers.counts, walker_parts, visit_parts, statistics)
-    saved = buffers.saved(plan, sizes, g, a, largest) if needs_gradient else ()
+    saved = buffers.saved(sizes, g, a, largest) if needs_gradient else ()
     return Losses(*results, normalised.visit_probability, saved)
 
 

@@ -78,7 +78,7 @@ class Buffers(NamedTuple):
             slots=new(SLOT_FIELDS, slots, dtype=torch.int32),
             tiles=new(TILE_FIELDS, plan.max_tiles, dtype=torch.int32),
             weights=new(slots, WEIGHT_FIELDS, dtype=dtype),
-            counts=new(COUNTS + 2 * plan.precision.parts + 2, dtype=torch.int32),
+            counts=new(COUNTS + 2, dtype=torch.int32),
         )
 
     def sized(self, plan: Plan) -> tuple[Buffers, Sizes]:
@@ -98,12 +98,12 @@ class Buffers(NamedTuple):
             self.columns, self.slots, self.tiles, self.counts, self.weights, None, plan.m, self.tiles.stride(0)
         )  # fmt: skip
 
-    def saved(self, plan: Plan, sizes: Sizes, g: Tensor | None, a: Embeddings, largest: Tensor | None) -> Saved:
-        """What `restore` takes, ``counts`` as long as the number of sides and twice that of parts make them.
+    def saved(self, sizes: Sizes, g: Tensor | None, a: Embeddings, largest: Tensor | None) -> Saved:
+        """What `restore` takes, ``counts`` as much longer as there are sides.
 
         ``a`` is in the order of the slots.
         """
-        counts = self.counts[: COUNTS + 2 * plan.precision.parts + sizes.sides]
+        counts = self.counts[: COUNTS + sizes.sides]
         return self.columns, self.slots, self.tiles, self.weights, counts, g, a.ptr, a.bias_ptr, largest
 
     @staticmethod
@@ -122,8 +122,9 @@ class Buffers(NamedTuple):
         assert counts is not None
         assert a is not None
         slots, tiles = slots.view(SLOT_FIELDS, -1), tiles.view(TILE_FIELDS, -1)
-        sides = counts.shape[0] - COUNTS - 2 * plan.precision.parts
-        if slots.shape[1] != tiles.shape[1] * plan.class_rows or sides not in (1, 2):
+        sides = counts.shape[0] - COUNTS
+        operands = plan.precision.operand_dtype(plan.inputs.a.dtype), plan.operand_parts * slots.shape[1] * plan.d
+        if slots.shape[1] != tiles.shape[1] * plan.class_rows or (a.dtype, a.numel()) != operands:
             raise RuntimeError(
                 "torch.get_float32_matmul_precision() changed between the forward and the backward pass of fastassoc's "
                 "loss under torch.compile"

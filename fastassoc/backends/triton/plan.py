@@ -76,20 +76,22 @@ class Plan:
         return min(max(trips, programs), trips * column_tiles)
 
     def largest(self, classes: Tensor) -> Tensor | None:
-        """The largest absolute values of ``a``, of rows that take part, and of ``b``: [2]; or None."""
+        """The largest absolute values of ``a``, of rows that take part, and of ``b``, or None.
+
+        [2, 4], the first column: both begin at a multiple of 16 bytes, and what is saved is contiguous.
+        """
         if not self.precision.scaled:
             return None
         a, b, ignore_index = self.inputs.a, self.inputs.b, self.inputs.labels.ignore_index
         if ignore_index is not None:
             a = torch.where(classes[SIZE.value, :, None] > 0, a, 0.0)
-        # Both at a multiple of 16 bytes.
-        largest = a.new_empty(2, 4)[:, 0]
-        for x, out in zip((a, b), largest.unbind(), strict=True):
+        largest = a.new_empty(2, 4)
+        for x, out in zip((a, b), largest[:, 0].unbind(), strict=True):
             torch.linalg.vector_norm(x, float("inf"), out=out)
         return largest
 
     def embeddings_a(self, largest: Tensor | None) -> Embeddings:
-        """``a`` as the products of scores take it, split once."""
+        """``a`` as the products of scores take it, rounded or split once."""
         a, bias = self.inputs.a, self.inputs.bias_a
         if not self.precision.prepares_rows:
             return Embeddings(a, bias, None, 0, *a.stride())

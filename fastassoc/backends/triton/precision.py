@@ -26,7 +26,7 @@ class Precision(NamedTuple):
 
     @property
     def prepares_rows(self) -> bool:
-        """Whether the products of scores take ``a`` from memory of their own, in whatever order."""
+        """Whether the products of scores take ``a`` from memory of their own even in its own order."""
         return self.scaled or self.scores == "bf16x3"
 
     def operand_dtype(self, dtype: torch.dtype) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
@@ -15,18 +16,23 @@ from fastassoc.backends.triton.precision import choose_precision, float32_produc
 from tests.backends.triton.support import meta_inputs
 
 
-def test_backward_products_are_those_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = "high"
+@pytest.mark.parametrize(("before", "after"), permutations(("highest", "high", "medium"), 2))
+@pytest.mark.parametrize("rows", [100, 1100])
+def test_backward_products_are_those_of_the_forward_pass(
+    rows: int, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = before
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: asked)
     with recording(Machine("sm_90", 132)) as launches:
-        inputs = meta_inputs(100)
+        inputs = meta_inputs(rows)
         inputs = inputs._replace(labels=triton.prepare_labels(inputs.labels.values, None, inputs.b, torch.float32))
         losses = triton.losses(inputs, needs_gradient=True, statistics=False)
-        asked = "highest"
+        asked = after
         upstream = torch.empty((), device="meta")
         needs = (True, True, False, False)
         triton.gradients(inputs, losses.saved, upstream, upstream, needs)
-        for name, products in (("PRECISION", "fp16"), ("PRODUCT", "tf32")):
+        scores, others = {"highest": ("bf16x3",) * 2, "high": ("fp16", "tf32"), "medium": ("bf16",) * 2}[before]
+        for name, products in (("PRECISION", scores), ("PRODUCT", others)):
             assert {x.arguments[name] for x in launches if name in x.arguments} == {products}
         # A compiled backward pass prepares its labels anew.
         other = inputs._replace(labels=triton.prepare_labels(inputs.labels.values, None, inputs.b, torch.float32))

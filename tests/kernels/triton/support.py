@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 import fastassoc
+from fastassoc.backends import triton
+from fastassoc.backends.triton import plan
+from fastassoc.backends.triton.precision import Precision
 from fastassoc.kernels.triton.buffers import Tables
 from tests.cases import Case, Result, evaluate
 
@@ -54,6 +58,16 @@ def dense(case: Case, eps: float = 1e-8) -> Dense:
     h = -1 / (n * m * (eps + visit))
     kappa = (p_ab * (g @ q)).sum(0)
     return Dense(s, p_ab, q, p_aba, visit, same, g, h, kappa)
+
+
+def multiply_as_at_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of float32 at "high", but that the interpreter has no tf32."""
+
+    def choose(dtype: torch.dtype, *_: Any) -> Precision:
+        return Precision("fp16", "ieee", scaled=True) if dtype == torch.float32 else Precision("ieee", "ieee")
+
+    for module in (triton, plan):
+        monkeypatch.setattr(module, "choose_precision", choose)
 
 
 def on_device(case: Case) -> Case:

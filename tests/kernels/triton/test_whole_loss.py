@@ -21,7 +21,7 @@ from fastassoc.backends.triton.precision import Precision
 from fastassoc.kernels.triton.buffers import FACTOR
 from fastassoc.kernels.triton.forms import forms
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
-from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, on_device, run, sized_classes
+from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, multiply_as_at_high, on_device, run, sized_classes
 
 BOTH_PASSES = pytest.mark.parametrize("passes", ["general", "small batches"], indirect=True)
 ALL_PASSES = pytest.mark.parametrize("passes", ["general", "small batches", "several tiles"], indirect=True)
@@ -103,19 +103,14 @@ def test_scores_that_are_scaled_after_their_maximum(options: dict[str, Any], mon
     assert_close(result, exact, 2.0**-11)
 
 
-def as_at_high(dtype: torch.dtype, *_: Any) -> Precision:
-    """But that the interpreter has no tf32."""
-    return Precision("fp16", "ieee", scaled=True) if dtype == torch.float32 else Precision("ieee", "ieee")
-
-
-# As float32 products at "high": of any range, and of rows that take no part of none.
+# As float32 products at "high", whatever the range, and whatever ignored rows hold.
 @pytest.mark.parametrize("power", [-40, 0, 40])
 @pytest.mark.parametrize("options", [{}, {"ignore_index": 1}], ids=str)
 @pytest.mark.parametrize("limit", [0, 2048])
 def test_scores_of_float32_in_float16(
     power: int, options: dict[str, Any], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "choose_precision", as_at_high)
+    multiply_as_at_high(monkeypatch)
     monkeypatch.setattr(plan, "MAX_ROWS_WITHOUT_SYNC", limit)
     case = make_case(70, 150, 20, 3, scale=0.5, dtype=torch.float32)
     # 11 digits, which float16 has too where the range is not in the way.
@@ -130,7 +125,7 @@ def test_scores_of_float32_in_float16(
 
 
 def test_squared_distances_of_float32_in_float16(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "choose_precision", as_at_high)
+    multiply_as_at_high(monkeypatch)
     case = make_case(70, 150, 20, 3, dtype=torch.float32)
     options = {"similarity": "euclidean", "temperature": 4.0, "ignore_index": 1}
     exact = evaluate(reference.walker_visit_loss, case, torch.float64, **options)
@@ -144,7 +139,7 @@ def test_squared_distances_of_float32_in_float16(trace: Trace, monkeypatch: pyte
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_scores_in_float16_of_what_is_not_finite(value: float, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "choose_precision", as_at_high)
+    multiply_as_at_high(monkeypatch)
     case = make_case(5, 6, 3, 2, dtype=torch.float32)
     getattr(case, side)[1, 1] = value
     assert run(case).loss.isnan()
