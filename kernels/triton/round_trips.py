@@ -74,6 +74,8 @@ def add_to(ptr, offsets, x, mask, START):
     """Stores ``x``, added to what earlier ranges left there; ``mask`` may be None."""
     if START > 0:
         x += tl.load(ptr + offsets, mask=mask)
+        # Several warps may have the same numbers of a small tile: none stores a sum that another has yet to load.
+        tl.debug_barrier()
     tl.store(ptr + offsets, x, mask=mask)
 
 
