@@ -16,7 +16,7 @@ from fastassoc.backends.triton.precision import choose_precision, float32_produc
 from tests.backends.triton.support import meta_inputs
 
 
-@pytest.mark.parametrize(("before", "after"), permutations(("highest", "high", "medium"), 2))
+@pytest.mark.parametrize(("before", "after"), list(permutations(("highest", "high", "medium"), 2)))
 @pytest.mark.parametrize("rows", [100, 1100])
 def test_backward_products_are_those_of_the_forward_pass(
     rows: int, before: str, after: str, monkeypatch: pytest.MonkeyPatch
