@@ -26,7 +26,7 @@ NEEDS_GPU = "needs a GPU"
 def allowed_error(mode: str, theirs: float, gradient: bool) -> float:
     """Twice eager's error and eight roundings of the accumulation, plus one of a gradient as it is stored.
 
-    64 roundings in float64, where the reference is no more exact.
+    In float64, where the reference has roundings too, 64: the square root of the 4,096 terms of the longest sum here.
     Infinite where eager gives no number: there is nothing to be compared with.
     """
     dtype = MODES[mode].dtype
