@@ -97,12 +97,13 @@ def nothing_launched() -> Iterator[_Driver]:
     """Within, the Triton backend takes tensors on the CPU for those of an H100, and no kernel runs."""
     from triton.runtime import driver
 
-    from fastassoc.backends import triton
+    from fastassoc.backends import choose_backend, triton
     from fastassoc.backends.triton import dense, launch
 
     if torch.cuda.is_available():
         raise SystemExit("there is a GPU: kernels of a driver that does nothing must not stay with it")
     dense.forget()
+    choose_backend.cache_clear()
     found = triton.check_can_run, launch._device_machine
     driver.set_active(_DRIVER)
     triton.check_can_run = lambda device: None
@@ -114,6 +115,7 @@ def nothing_launched() -> Iterator[_Driver]:
         # A driver for what is there is looked for when one is needed.
         driver._active = None
         dense.forget()
+        choose_backend.cache_clear()
 
 
 class Operations(TorchDispatchMode):
@@ -142,6 +144,7 @@ def measure(driver: _Driver, batch: Batch, mode: str) -> Row:
     def step() -> tuple[int, int, int, int, int]:
         a.grad = b.grad = None
         driver.arguments.clear()
+        driver.kernels.clear()
         begin = time.perf_counter_ns()
         loss = fastassoc.walker_visit_loss(a, b, labels, backend="triton")
         middle, forward = time.perf_counter_ns(), len(driver.arguments)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from torch import Tensor
 
-from fastassoc.terms import for_sum, is_zero, terms, zero
+from fastassoc.terms import for_sum, terms, zero
 from fastassoc.validation import Backend, GradientReduction, Similarity
+from fastassoc.weights import is_zero, weighted_sum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -203,20 +203,19 @@ def walker_visit_loss(
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017; values and gradients follow the
     authors' implementation.
     """
-    walker_term, visit_term, *statistics = terms(
+    loss: Tensor | None
+    loss, walker_term, visit_term, *statistics = terms(
         a, b, labels, walker_weight, visit_weight, similarity, temperature, eps, ignore_index, return_stats, backend,
-        group, gradient_reduction,
+        group, gradient_reduction, summed=True,
     )  # fmt: skip
-    if is_zero(walker_weight) and is_zero(visit_weight):
+    if loss is None and is_zero(walker_weight) and is_zero(visit_weight):
         loss = zero(a, b, group)
-    else:
-        loss = _weighted(walker_term, walker_weight, visit_term, visit_weight)
+    elif loss is None:
+        loss = weighted_sum(walker_term, walker_weight, visit_term, visit_weight)
     if group is not None and gradient_reduction == "sum":
         loss = for_sum(loss, group)
     if not return_stats:
         return loss
-    assert walker_term is not None
-    assert visit_term is not None
     return loss, WalkStatistics(walker_term.detach(), visit_term.detach(), *statistics)
 
 
@@ -323,37 +322,13 @@ def walker_visit_losses(
 
     Source: Haeusser, Mordvintsev, Cremers, "Learning by Association", CVPR 2017.
     """
-    walker, visit, *statistics = terms(
+    _, walker, visit, *statistics = terms(
         a, b, labels, 1.0, 1.0, similarity, temperature, eps, ignore_index, return_stats, backend,
         group, gradient_reduction,
     )  # fmt: skip
-    assert walker is not None
-    assert visit is not None
     if group is not None and gradient_reduction == "sum":
         walker, visit = for_sum(walker, group), for_sum(visit, group)
     losses = WalkerVisitLosses(walker, visit)
     if not return_stats:
         return losses
     return losses, WalkStatistics(walker.detach(), visit.detach(), *statistics)
-
-
-def _weighted(
-    walker: Tensor | None, walker_weight: float | Tensor, visit: Tensor | None, visit_weight: float | Tensor
-) -> Tensor:
-    if visit is None:
-        assert walker is not None
-        return _scaled(walker, walker_weight)
-    if walker is None:
-        return _scaled(visit, visit_weight)
-    # A term of weight 0 was computed for the statistics only; it may be the one that saw an input that is not finite.
-    if is_zero(walker_weight):
-        return _scaled(visit, visit_weight).masked_fill(walker.detach().isnan(), math.nan)
-    if is_zero(visit_weight):
-        return _scaled(walker, walker_weight).masked_fill(visit.detach().isnan(), math.nan)
-    return _scaled(walker, walker_weight) + _scaled(visit, visit_weight)
-
-
-def _scaled(term: Tensor, weight: float | Tensor) -> Tensor:
-    if isinstance(weight, Tensor):
-        return (term * weight.reshape(())).to(term.dtype)
-    return term if weight == 1.0 else term * float(weight)

@@ -15,6 +15,8 @@ from fastassoc import computation, operators, validation
 from fastassoc.computation import Call, own_precision
 
 _NONE = (None, None, None, None)
+_DIFFERENTIABLE = 3
+"""Of the results of `WalkerVisitFunction`: the loss and both terms, or those that are wanted."""
 
 
 class _ReverseOnly(torch.autograd.Function):
@@ -30,45 +32,50 @@ class _ReverseOnly(torch.autograd.Function):
 
 
 class WalkerVisitFunction(_ReverseOnly):
-    """``(a, b, temperature, call) -> (walker, visit, p_correct, accuracy_estimate, visit_probability)``.
+    """``(a, b, temperature, call) -> (loss, walker, visit, p_correct, accuracy_estimate, visit_probability)``.
 
-    The first two are differentiable; the others are there for statistics only, and carry no gradient. All are 0-d
-    but the last, which is [M]. A term that is not wanted is None.
+    With ``call.weights`` the loss is differentiable, else it is None and both terms are. The others are there for
+    statistics only, and carry no gradient. All are 0-d but the last, which is [M]. What is not wanted is None.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, temperature: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
-        (walker, visit, *statistics, saved), precision, labels, _ = computation.losses(call, a, b, temperature)
+        (*results, saved), precision, labels, _ = computation.losses(call, a, b, temperature)
         if call.needs_gradient:
             tensors = (a, b, temperature, *saved)
-            ctx.made = call, precision, labels
-            ctx.forms = validation.forms(tensors)
-            ctx.labels_version = None if call.labels.is_inference() else call.labels._version
+            labels_version = None if call.labels.is_inference() else call.labels._version
+            ctx.made = call, precision, labels, labels_version, validation.forms(tensors)
             ctx.save_for_backward(*tensors)
         if not call.statistics:
-            return walker, visit
-        ctx.mark_non_differentiable(*(x for x in statistics if x is not None))
-        return walker, visit, *statistics
+            return tuple(results[:_DIFFERENTIABLE])
+        for_statistics = results[1 if call.weights else _DIFFERENTIABLE :]
+        ctx.mark_non_differentiable(*(x for x in for_statistics if x is not None))
+        return tuple(results)
 
     @staticmethod
     def backward(
-        ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None, *_: None
+        ctx: Any, grad_loss: Tensor | None, grad_walker: Tensor | None, grad_visit: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         """Gradients of ``a``, ``b`` and the temperature."""
         # Compiled autograd traces this function: what it computes must not be taken apart.
         backward = _opaque_backward if torch.compiler.is_compiling() else _backward
-        return backward(ctx, grad_walker, grad_visit)
+        return backward(ctx, grad_loss, grad_walker, grad_visit)
 
 
-def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad_loss: Tensor | None, grad_walker: Tensor | None, grad_visit: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    call, precision, labels, labels_version, forms = ctx.made
+    if call.weights:
+        grad_walker = grad_loss if call.walker and call.weights[0] else None
+        grad_visit = grad_loss if call.visit and call.weights[1] else None
     if grad_walker is None and grad_visit is None:
         return _NONE
     tensors = ctx.saved_tensors
-    validation.check_unchanged(ctx.forms, tensors)
+    validation.check_unchanged(forms, tensors)
     a, b, temperature, *saved = tensors
-    call, precision, labels = ctx.made
     needs = ctx.needs_input_grad[:3]
     _check_not_batched(grad_walker, grad_visit)
     again, watched = torch.is_grad_enabled(), operators.needed(grad_walker, grad_visit)
@@ -77,11 +84,16 @@ def _backward(ctx: Any, grad_walker: Tensor | None, grad_visit: Tensor | None) -
         return *computation.gradients(
             call, precision, labels, a, b, temperature, tuple(saved), grad_walker, grad_visit, needs
         ), None
-    if ctx.labels_version is None or call.labels._version != ctx.labels_version:
+    if labels_version is None or call.labels._version != labels_version:
         raise RuntimeError(
             "labels were changed in place between the forward pass of fastassoc's loss and a backward pass "
             "with create_graph=True or under a transform, or were made under inference_mode: pass a copy of them"
         )
+    if call.weights:
+        grad_walker, grad_visit = (
+            x if x is None else x * y for x, y in zip((grad_walker, grad_visit), call.weights, strict=True)
+        )
+        call = call._replace(weights=None)
     options = call.ignore_index, call.scale, call.euclidean, call.eps, call.walker, call.visit
 
     def compute(*sources: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -120,7 +132,7 @@ class RanksFunction(_ReverseOnly):
     def forward(ctx: Any, a: Tensor, b: Tensor, temperature: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
         """Losses, and statistics where wanted."""
         ctx.set_materialize_grads(False)
-        (walker, visit, *statistics, saved), precision, labels, all_a = computation.losses(call, a, b, temperature)
+        (_, walker, visit, *statistics, saved), precision, labels, all_a = computation.losses(call, a, b, temperature)
         tensors: tuple[Tensor | None, ...] = all_a, b, temperature, *saved
         ctx.made = call, precision, labels
         assert call.ranks is not None

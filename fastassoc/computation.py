@@ -54,6 +54,8 @@ class Call(NamedTuple):
     needs_gradient: bool
     backend_name: str
     """As the caller gave it."""
+    weights: tuple[float, float] | None = None
+    """See `fastassoc.backends.protocol.Inputs`."""
     ranks: GroupRanks | None = None
     """Those that compute the loss together, each with rows of its own."""
 
@@ -65,6 +67,9 @@ class Precision(NamedTuple):
     """Accumulation dtype of the backend."""
     differences: bool
     """See `fastassoc.backends.protocol.Inputs`."""
+
+
+_USUAL = {dtype: Precision(dtype, False) for dtype in (torch.float32, torch.float64)}
 
 
 class Forward(NamedTuple):
@@ -105,7 +110,7 @@ def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forw
     if call.ranks is not None:
         a, given = call.ranks.all_rows(a, given)
     with own_precision(a):
-        form, precision = None, Precision(dtype, False)
+        form, precision = None, _USUAL[dtype]
         if call.euclidean:
             form = _distance_form(call, a, b, temperature)
             precision = Precision(form.dtype, form.differences)
@@ -113,7 +118,7 @@ def losses(call: Call, a: Tensor, b: Tensor, temperature: Tensor | None) -> Forw
         inputs = _form(call, precision, a, b, None, labels) if form is None else form._replace(labels=labels)
         results = call.backend.losses(inputs, call.needs_gradient, call.statistics)
         if call.ranks is not None:
-            results = Losses._make([*call.ranks.of_first(results[:4]), *results[4:]])
+            results = Losses._make([*call.ranks.of_first(results[:5]), *results[5:]])
     if precision.dtype != dtype:
         results = Losses._make([*(None if x is None else x.to(dtype) for x in results[:-1]), results.saved])
     return Forward(results, precision, labels, a)
@@ -182,7 +187,7 @@ def _form(
         scale *= 2.0
     return Inputs(
         a, b, bias_a, bias_b, labels, scale, call.eps, call.walker, call.visit, precision.dtype, precision.differences,
-        call.ranks,
+        call.ranks, call.weights,
     )  # fmt: skip
 
 

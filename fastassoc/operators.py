@@ -18,6 +18,8 @@ from fastassoc import computation, validation
 from fastassoc.backends import choose_backend
 from fastassoc.computation import Call
 
+_NO_MORE_THAN_MEMORY = frozenset((*validation.ORDINARY, float, int, type(None)))
+"""Types of what a call has most; to ask whether something is a tensor takes longer."""
 RESULTS = 5
 """Walker, visit, p_correct, accuracy estimate, visit probabilities; behind them comes what is saved."""
 
@@ -28,7 +30,7 @@ def needed(*tensors: Any) -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any([type(x) not in validation.ORDINARY and isinstance(x, Tensor) for x in tensors])
+        or any([type(x) not in _NO_MORE_THAN_MEMORY and isinstance(x, Tensor) for x in tensors])
     )
 
 
@@ -71,7 +73,7 @@ def losses(
     """
     options = ignore_index, scale, euclidean, eps, walker, visit, statistics, needs_gradient, backend
     forward = computation.losses(Call(choose_backend(backend, a.device), labels, *options), a, b, temperature)
-    *scalars, visit_probability, saved = forward.losses
+    _, *scalars, visit_probability, saved = forward.losses
     dtype = computation.accumulation_dtype(a)
     new = a.new_zeros
     results = [new((), dtype=dtype) if x is None else x for x in scalars]

@@ -1,4 +1,4 @@
-"""The two terms of a loss: arguments checked, similarities in the form that backends take, and the way they take."""
+"""A loss and its terms: arguments checked, similarities in the form that backends take, and the way they take."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastassoc.autograd import OperatorFunction, RanksFunction, WalkerVisitFunct
 from fastassoc.backends import choose_backend
 from fastassoc.computation import Call, own_precision
 from fastassoc.validation import Backend, GradientReduction, Similarity
+from fastassoc.weights import Weight, is_zero
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,8 +24,8 @@ def terms(
     a: Tensor,
     b: Tensor,
     labels: Tensor,
-    walker_weight: float | Tensor,
-    visit_weight: float | Tensor,
+    walker_weight: Weight,
+    visit_weight: Weight,
     similarity: Similarity,
     temperature: float | Tensor,
     eps: float,
@@ -33,10 +34,12 @@ def terms(
     backend: Backend,
     group: ProcessGroup | Literal["world"] | None,
     gradient_reduction: GradientReduction,
+    summed: bool = False,
 ) -> tuple[Any, ...]:
-    """The walker and the visit term without weights, then, with ``return_stats``, what only statistics want.
+    """``(loss, walker, visit)``, the terms without weights, then, with ``return_stats``, what only statistics want.
 
-    A term of weight 0 is None, unless statistics want it.
+    A term of weight 0 is None, unless statistics want it. With ``summed``, where that can be had at once, the loss is
+    there in the place of its terms, which are then for statistics alone; else it is None.
     """
     if gradient_reduction != "mean":
         validation.check_gradient_reduction(gradient_reduction)
@@ -55,12 +58,17 @@ def terms(
     )  # fmt: skip
     walker, visit = options[4:6]
     if not walker and not visit:
-        return None, None
+        return None, None, None
     if chosen is None:
         operator = OperatorFunction.apply if transformed else operators.losses
         walker_loss, visit_loss, *statistics = operator(a, b, divisor, labels, *options)[: operators.RESULTS]
-        return (walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics))
-    outputs: tuple[Any, ...] = WalkerVisitFunction.apply(a, b, divisor, Call(chosen, labels, *options))
+        return None, walker_loss if walker else None, visit_loss if visit else None, *(x.detach() for x in statistics)
+    weights = None
+    numbers = not isinstance(walker_weight, Tensor) and not isinstance(visit_weight, Tensor)
+    if summed and numbers and (walker_weight or visit_weight):
+        weights = float(walker_weight), float(visit_weight)
+    call = Call._make((chosen, labels, *options, weights, None))
+    outputs: tuple[Any, ...] = WalkerVisitFunction.apply(a, b, divisor, call)
     return outputs
 
 
@@ -68,8 +76,8 @@ def _prepared(
     a: Tensor,
     b: Tensor,
     labels: Tensor,
-    walker_weight: float | Tensor,
-    visit_weight: float | Tensor,
+    walker_weight: Weight,
+    visit_weight: Weight,
     similarity: Similarity,
     temperature: float | Tensor,
     eps: float,
@@ -143,9 +151,9 @@ def _over_ranks(arguments: tuple[Any, ...], group: ProcessGroup | Literal["world
     # A gradient of one rank takes all, even those that need none.
     call = Call(chosen, arguments[2], *options)._replace(needs_gradient=ranks.needs_gradient, ranks=ranks)
     if not call.walker and not call.visit:
-        return None, None
-    outputs: tuple[Any, ...] = RanksFunction.apply(a, b, divisor, call)
-    return outputs
+        return None, None, None
+    walker, visit, *statistics = RanksFunction.apply(a, b, divisor, call)
+    return None, walker, visit, *statistics
 
 
 _opaque_over_ranks = torch._disable_dynamo(_over_ranks)  # type: ignore[attr-defined]
@@ -227,8 +235,3 @@ def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     norm = torch.linalg.vector_norm(x.where(present, 1.0), dim=1, keepdim=True)
     unit: Tensor = x / norm.where(present & (norm > 0.0), 1.0)
     return unit
-
-
-def is_zero(weight: float | Tensor) -> bool:
-    """Whether a term's work is to be left out."""
-    return not isinstance(weight, Tensor) and weight == 0.0

@@ -27,10 +27,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "fastassoc.configuration": ("fastassoc.backends", "fastassoc.backends.cpu.native.machine", "fastassoc.version"),
     "fastassoc.version": (),
     "fastassoc.nn": ("fastassoc.api", "fastassoc.validation"),
-    "fastassoc.api": ("fastassoc.terms", "fastassoc.validation"),
+    "fastassoc.api": ("fastassoc.terms", "fastassoc.validation", "fastassoc.weights"),
+    "fastassoc.weights": (),
     "fastassoc.terms": (
         "fastassoc.autograd", "fastassoc.operators", "fastassoc.computation", "fastassoc.distributed",
-        "fastassoc.validation", "fastassoc.backends",
+        "fastassoc.validation", "fastassoc.backends", "fastassoc.weights",
     ),
     "fastassoc.distributed": (),
     # The specification only when a second derivative is asked for.
@@ -43,7 +44,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "fastassoc.reference": (),
     "fastassoc.backends": ("fastassoc.backends.protocol", "fastassoc.backends.cpu", "fastassoc.backends.triton"),
     "fastassoc.backends.protocol": (),
-    "fastassoc.backends.cpu": ("fastassoc.validation", "fastassoc.backends.protocol", "fastassoc.backends.cpu.*"),
+    "fastassoc.backends.cpu": (
+        "fastassoc.validation", "fastassoc.weights", "fastassoc.backends.protocol", "fastassoc.backends.cpu.*",
+    ),
     "fastassoc.backends.cpu.memory": (),
     # Labels in the form of either way through.
     "fastassoc.backends.cpu.labels": (

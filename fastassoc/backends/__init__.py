@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import torch
 
@@ -12,8 +13,12 @@ from fastassoc.backends.protocol import Backend
 _CPU = torch.device("cpu")
 
 
+@cache
 def choose_backend(name: str, device: torch.device) -> Backend:
-    """The backend of that name, or by device for "auto"; RuntimeError where it cannot run."""
+    """The backend of that name, or by device for "auto"; RuntimeError where it cannot run.
+
+    One that can run is remembered: to ask a device for its capability takes longer than the rest of the choice.
+    """
     if device == _CPU and name != "triton":
         return cpu
     if name == "auto":

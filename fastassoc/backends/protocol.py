@@ -52,6 +52,9 @@ class Inputs(NamedTuple):
     ranks: Ranks | None = None
     """Those whose rows ``a`` and the labels have, where ``b`` has this rank's alone. Losses are then those of all, and
     gradients this rank's part of the sum over ranks."""
+    weights: tuple[float, float] | None = None
+    """Of the walker and the visit term, where their weighted sum is wanted in their place; upstream gradients are then
+    its own. A term of weight 0 counts only where it is NaN."""
 
     @property
     def columns(self) -> int:
@@ -62,6 +65,8 @@ class Inputs(NamedTuple):
 class Losses(NamedTuple):
     """What the forward passes give; what is not wanted is None. All but ``saved`` is in the accumulation dtype."""
 
+    loss: Tensor | None
+    """The weighted sum of both terms, where `Inputs.weights` are given. Either term is then for statistics alone."""
     walker: Tensor | None
     visit: Tensor | None
     p_correct: Tensor | None
@@ -93,7 +98,10 @@ class Backend(Protocol):
     def gradients(
         self, inputs: Inputs, saved: Saved, grad_walker: Tensor | None, grad_visit: Tensor | None, needs: Needs
     ) -> Gradients:
-        """Gradients by ``a``, ``b`` and the biases: those asked for. ``saved`` may come back flat, with more None."""
+        """Gradients by ``a``, ``b`` and the biases: those asked for. ``saved`` may come back flat, with more None.
+
+        With `Inputs.weights` either upstream gradient is that of the loss, or None to leave the term out.
+        """
 
     def agreement(self, device: torch.device) -> str:
         """What decides the sizes of what crosses ranks, so that it must be the same on all; empty if nothing does."""

@@ -123,6 +123,19 @@ class Steps(NamedTuple):
     """First column of the range."""
 
 
+class Results(NamedTuple):
+    """Where the losses and the statistics go, as an argument of a kernel; None what is not wanted."""
+
+    loss_ptr: Any
+    """The weighted sum of both terms."""
+    walker_ptr: Any
+    visit_ptr: Any
+    p_correct_ptr: Any
+    accuracy_ptr: Any
+    visit_probability_ptr: Any
+    """[M]; None where a pass before the last stores it."""
+
+
 class Tables(NamedTuple):
     """What passes look up, as an argument of a kernel."""
 

@@ -7,6 +7,18 @@ from fastassoc.kernels.triton.buffers import CLASS, CLASS_TILES, FIRST_PAIR, FIR
 
 
 @triton.jit
+def count_equal(labels_ptr, label, start, end, stride_label, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``#{k: label_k = label_i}`` of rows ``start`` to ``end``, [BLOCK_N]."""
+    # Added up along k at the end, once.
+    counts = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
+    for first in range(start, end, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        other = tl.load(labels_ptr + k.to(tl.int64) * stride_label, mask=k < end, other=0).to(tl.int64)
+        counts += ((label[:, None] == other[None, :]) & (k < end)[None, :]).to(tl.int32)
+    return tl.sum(counts, 1)
+
+
+@triton.jit
 def class_sizes(
     labels_ptr, classes_ptr, slots_ptr, tiles_ptr,
     N, SLOTS, TILES, stride_label, ignore_index: tl.int64,
@@ -21,17 +33,12 @@ def class_sizes(
     # 1. Counting: N^2 comparisons of integers, less than the launches of a sort.
     label = tl.load(labels_ptr + i.to(tl.int64) * stride_label, mask=i < N, other=0).to(tl.int64)
     if WALKER:
-        # Added up along k at the end, once.
-        sizes = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
-        ranks = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
         # There are more slots than rows.
-        for start in range(0, tl.where(tl.program_id(0) * BLOCK_N < N, N, 0), BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            other = tl.load(labels_ptr + k.to(tl.int64) * stride_label, mask=k < N, other=0).to(tl.int64)
-            same = (label[:, None] == other[None, :]) & (k < N)[None, :]  # [BLOCK_N, BLOCK_K]
-            sizes += same.to(tl.int32)
-            ranks += (same & (k[None, :] < i[:, None])).to(tl.int32)
-        size, rank = tl.sum(sizes, 1), tl.sum(ranks, 1)
+        first = tl.minimum(tl.program_id(0) * BLOCK_N, N)
+        end = tl.where(first < N, N, 0)
+        before = count_equal(labels_ptr, label, 0, tl.where(first < N, first, 0), stride_label, BLOCK_N, BLOCK_K)
+        size = before + count_equal(labels_ptr, label, first, end, stride_label, BLOCK_N, BLOCK_K)
+        rank = before + tl.sum(((label[:, None] == label[None, :]) & (i[None, :] < i[:, None])).to(tl.int32), 1)
     else:
         size, rank = tl.full([BLOCK_N], 1, dtype=tl.int32), tl.zeros([BLOCK_N], dtype=tl.int32)
     if HAS_IGNORED:

@@ -5,6 +5,9 @@ import triton.language as tl
 
 from fastassoc.kernels.triton.buffers import TILE_COUNT
 
+LOADED = tl.constexpr(4)
+"""Shares that are on their way from memory at one time."""
+
 
 @triton.jit
 def row_share(tiles, column_tiles, programs):
@@ -26,11 +29,19 @@ def add_shares(
     mask = ok[:, None] & (offs_d < D)[None, :]
     total = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
     bias = tl.zeros([BLOCK_N], dtype=ACC)
-    for _ in range(0, count):
-        total += tl.load(parts_ptr + source[:, None] * D + offs_d[None, :], mask=mask, other=0.0)
+    for start in range(0, count, LOADED):
+        # Each thread adds up its own.
+        share = start + tl.arange(0, LOADED)
+        line = source[None, :] + share.to(tl.int64)[:, None] * stride
+        there = (share < count)[:, None] & ok[None, :]
+        parts = tl.load(
+            parts_ptr + line[:, :, None] * D + offs_d[None, None, :],
+            mask=there[:, :, None] & (offs_d < D)[None, None, :],
+            other=0.0,
+        )
+        total += tl.sum(parts, 0)
         if bias_ptr is not None:
-            bias += tl.load(bias_parts_ptr + source, mask=ok, other=0.0)
-        source += stride
+            bias += tl.sum(tl.load(bias_parts_ptr + line, mask=there, other=0.0), 0)
     tl.store(gradient_ptr + index[:, None] * D + offs_d[None, :], total * tl.full([1, 1], scale, ACC), mask=mask)
     if bias_ptr is not None:  # noqa: SIM102
         if tl.program_id(1) == 0:

@@ -24,6 +24,9 @@ from fastassoc.kernels.triton.forms import row_weight, set_row_weight
 from fastassoc.kernels.triton.primitives import joined, split, store_parts
 from fastassoc.kernels.triton.round_trips import column_shares, first_trip, trip_count
 
+RHO_SHARES = tl.constexpr(32)
+"""Shares of ``rho`` that are added up at a time."""
+
 
 @triton.jit
 def derivative(p_aba, weight, eps, tiny, ACC: tl.constexpr):
@@ -119,6 +122,8 @@ def walker(
     if rho_ptr is not None:
         total = tl.zeros([BLOCK_N], dtype=ACC)
         item = (first_of_all + tl.where(merged, 0, tile - first_tile)).to(tl.int64) * shares
-        for share in range(0, shares):
-            total += tl.load(rho_ptr + (item + share) * CLASS_ROWS + offs_n, mask=ok, other=0.0)
+        for start in range(0, shares, RHO_SHARES):
+            offs_s = start + tl.arange(0, RHO_SHARES)
+            line = (item + offs_s)[:, None] * CLASS_ROWS + offs_n[None, :]
+            total += tl.sum(tl.load(rho_ptr + line, mask=(offs_s < shares)[:, None] & ok[None, :], other=0.0), 0)
         set_row_weight(tables.weights_ptr, slot, RHO_VISIT, total * there_i)

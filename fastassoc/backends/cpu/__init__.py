@@ -14,6 +14,7 @@ from fastassoc.backends.cpu.native import backward, forward, machine
 from fastassoc.backends.cpu.operations import tiles, whole
 from fastassoc.backends.cpu.operations.vector_functions import resolve_vector_functions
 from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
+from fastassoc.weights import weighted_sum
 
 resolve_vector_functions()
 
@@ -56,12 +57,18 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.protocol.Backend`."""
     own = machine.machine() if forward.takes(inputs) else None
     results = None if own is None else forward.losses(own, inputs, needs_gradient, statistics)
-    if results is not None:
+    if results is None:
+        by_operations = whole.losses if _is_whole(inputs) else tiles.losses
+        results = by_operations(inputs, needs_gradient, statistics)
+        if needs_gradient:
+            # The first place is that of machine code, which tells `gradients` whose the others are.
+            results = Losses._make((*results[:-1], (None, *results.saved)))
+    if inputs.weights is None:
         return results
-    by_operations = whole.losses if _is_whole(inputs) else tiles.losses
-    results = by_operations(inputs, needs_gradient, statistics)
-    # The first place is that of machine code, which tells `gradients` whose the others are.
-    return Losses._make((*results[:-1], (None, *results.saved))) if needs_gradient else results
+    walker_weight, visit_weight = inputs.weights
+    loss = weighted_sum(results.walker, walker_weight, results.visit, visit_weight)
+    walker, visit = (results.walker, results.visit) if statistics else (None, None)
+    return Losses._make((loss, walker, visit, *results[3:]))
 
 
 def gradients(
@@ -70,6 +77,8 @@ def gradients(
     """See `fastassoc.backends.protocol.Backend`."""
     # Read as numbers, the upstream gradients are factors that a product takes along.
     walker, visit = (None if x is None else float(x.item()) for x in (grad_walker, grad_visit))
+    if inputs.weights is not None:
+        walker, visit = (None if x is None else x * y for x, y in zip((walker, visit), inputs.weights, strict=True))
     factor = _common_factor(walker or 0.0, visit or 0.0, _UPSTREAM if inputs.eps > 0.0 else 1.0)
     if factor == 1.0:
         return _gradients(inputs, saved, walker, visit, needs)

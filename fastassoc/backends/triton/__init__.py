@@ -63,7 +63,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
             (visit_parts,) = inputs.ranks.sum(visit_parts.sum(0, keepdim=True))
         results = forward.add_up(plan, buffers.counts, walker_parts, visit_parts, statistics)
     saved = buffers.saved(sizes, g, a, largest) if needs_gradient else ()
-    return Losses(*results, normalised.visit_probability, saved)
+    return Losses._make((*results, normalised.visit_probability, saved))
 
 
 def gradients(
@@ -72,6 +72,11 @@ def gradients(
     """See `fastassoc.backends.protocol.Backend`."""
     if dense.takes(inputs):
         return dense.gradients(inputs, saved, grad_walker, grad_visit, needs)
+    if inputs.weights is not None:
+        grad_walker, grad_visit = (
+            grad if grad is None or weight == 1.0 else grad * weight
+            for grad, weight in zip((grad_walker, grad_visit), inputs.weights, strict=True)
+        )
     plan = Plan(inputs)
     buffers, sizes, g, embeddings = Buffers.restore(saved, plan)
     with device_guard(inputs.a):

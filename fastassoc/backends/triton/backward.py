@@ -11,7 +11,7 @@ from fastassoc.backends.protocol import Gradients, Needs
 from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.forward import store_steps
 from fastassoc.backends.triton.launch import OverRanges
-from fastassoc.backends.triton.plan import WAVES, Plan, Range, ceil_div
+from fastassoc.backends.triton.plan import Plan, Range, ceil_div
 from fastassoc.kernels.triton.buffers import TERM_FIELDS, Embeddings
 from fastassoc.kernels.triton.column_gradients import column_gradients
 from fastassoc.kernels.triton.configs import MOST_COLUMNS
@@ -21,7 +21,7 @@ from fastassoc.kernels.triton.score_gradients import score_gradients
 from fastassoc.kernels.triton.shares import add_column_shares, add_row_shares
 from fastassoc.kernels.triton.terms import terms
 
-_SHARE_LINES, _SHARE_COLUMNS = 16, 128
+_SHARE_LINES, _SHARE_COLUMNS = 4, 128
 """Rows and columns of a gradient that one program adds up."""
 
 _KAPPA_TILES = 16
@@ -98,11 +98,11 @@ class Backward:
     def _find_kappa(self, part: Range) -> None:
         """``kappa_parts`` of a range."""
         plan, tile = self.plan, self.plan.config.kappa
-        items = WAVES * plan.programs(tile)
+        items = plan.kappa_items(self.sizes.tiles, self.chunk)
         for way in self.sizes.ways if self.kappa_parts is not None else ():
             self.launch(
                 kappa,
-                (max(items, self.sizes.tiles),),
+                (items,),
                 plan.config.tile("kappa", way),
                 steps=part.steps,
                 tables=self.upstream["tables"],

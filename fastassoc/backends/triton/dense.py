@@ -18,9 +18,9 @@ from fastassoc.backends.protocol import Gradients, Inputs, Losses, Needs, Saved
 from fastassoc.backends.triton.launch import How, Machine, Repeated, device_guard, machine, recorded
 from fastassoc.backends.triton.plan import ceil_div, tile_depth
 from fastassoc.backends.triton.precision import Precision, choose_precision, float32_products
-from fastassoc.kernels.triton.buffers import Embeddings
+from fastassoc.kernels.triton.buffers import Embeddings, Results
 from fastassoc.kernels.triton.configs import Tile, choose_dense_tile, choose_one_tile
-from fastassoc.kernels.triton.dense.buffers import Dense, Results, backward_size, forward_size, saved_size
+from fastassoc.kernels.triton.dense.buffers import Dense, backward_size, forward_size, saved_size
 from fastassoc.kernels.triton.dense.embedding_gradients import dense_embedding_gradients
 from fastassoc.kernels.triton.dense.one_tile import dense_backward, dense_forward
 from fastassoc.kernels.triton.dense.score_gradients import dense_score_gradients
@@ -34,6 +34,8 @@ FEW_ROWS = 128
 """Up to so many rows one program adds up the losses."""
 _MOST_SHARES = 8
 """Of the columns, where there are few pairs of tiles of rows."""
+_TERMS = 1.0, 1.0
+"""What upstream gradients of the terms themselves are multiplied by."""
 _REMEMBERED = 64
 """Calls that differ in more than the place and the numbers of their tensors."""
 
@@ -70,11 +72,13 @@ def takes(inputs: Inputs) -> bool:
     return inputs.ranks is None and is_small(inputs.a.shape[0], inputs.b.shape[0])
 
 
-def _key(inputs: Inputs) -> Key:
-    a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences, _ = inputs
+def _key(inputs: Inputs) -> tuple[Any, ...]:
+    """The fields of a `Key`, which itself takes twice as long to make."""
+    a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences, _, _ = inputs
     values, ignore_index, float32_products = labels
-    return Key(
-        machine(a.device), a.device, a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),
+    device = a.device
+    return (
+        machine(device), device, a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),
         ignore_index, float32_products, bias_a is not None, dtype, differences, walker, visit,
     )  # fmt: skip
 
@@ -114,6 +118,7 @@ class Sizes:
         self.row_tiles, self.column_tiles = ceil_div(self.n, self.block), ceil_div(self.m, self.block)
         self.rows, self.columns = self.row_tiles * self.block, self.column_tiles * self.block
         self.numbers = self.n, self.m, self.d, self.rows, self.columns, key.label_stride[0], key.ignore_index
+        self.layout_a, self.layout_b = (None, 0, *key.stride_a), (None, 0, *key.stride_b)
         self.saved = saved_size(self.rows, self.columns)
         depth = tile_depth(self.tile, self.d)
         self.depths = ceil_div(self.d, depth)
@@ -127,14 +132,10 @@ class Sizes:
         """Launches of a kernel in that grid."""
         return Repeated(kernel, grid, self.tile, constants | {"BLOCK": self.block})
 
-    def arguments(self, pointers: Sequence[Any]) -> tuple[Embeddings, Embeddings, Dense]:
-        """What both directions hand to kernels."""
+    def arguments(self, pointers: Sequence[Any]) -> tuple[tuple[Any, ...], ...]:
+        """What both directions hand to kernels: fields of `Embeddings` of ``a`` and of ``b``, and of `Dense`."""
         a, bias_a, b, bias_b, labels, saved, scratch = pointers
-        return (
-            Embeddings(a, bias_a, None, 0, *self.key.stride_a),
-            Embeddings(b, bias_b, None, 0, *self.key.stride_b),
-            Dense(labels, saved, scratch, *self.numbers),
-        )
+        return (a, bias_a, *self.layout_a), (b, bias_b, *self.layout_b), (labels, saved, scratch, *self.numbers)
 
     def check(self, saved: Tensor) -> None:
         """RuntimeError if ``saved`` is not of these sizes: a compiled call sees what products are set to twice."""
@@ -153,17 +154,20 @@ def _pointers(how: How, given: tuple[Tensor | None, ...], own: tuple[Tensor | No
     if how == "once":
         return how, given + own
     addresses = [None if x is None else x.data_ptr() for x in given + own]
-    if any([address is not None and address % 16 for address in addresses[: len(given)]]):
-        how = "once"
+    for address in addresses[: len(given)]:
+        if address is not None and address % 16:
+            return "once", given + own
     return how, addresses if how == "again" else given + own
 
 
 class Forward:
     """The passes of a forward pass."""
 
-    def __init__(self, key: Key, needs_gradient: bool, statistics: bool) -> None:
+    def __init__(self, fields: tuple[Any, ...], needs_gradient: bool, statistics: bool, weighted: bool) -> None:
+        key = Key._make(fields)
         self.sizes = sizes = Sizes(key)
         self.needs_gradient, self.statistics = needs_gradient, statistics
+        self.terms = statistics or not weighted
         pairs = sizes.row_tiles ** (2 if key.walker else 1)
         self.shares = max(1, min(key.machine.processors // pairs, sizes.column_tiles, _MOST_SHARES))
         self.programs = 1 if sizes.n <= FEW_ROWS else sizes.row_tiles
@@ -177,15 +181,18 @@ class Forward:
         grid = sizes.row_tiles, sizes.row_tiles if key.walker else 1, self.shares
         self.trips = sizes.repeated(dense_trips, *grid, **terms, **sizes.product)
         self.walk = sizes.repeated(dense_walk, self.programs, **terms, ONE=self.programs == 1)
-        self.losses = sizes.repeated(dense_losses, 1)
+        self.losses = sizes.repeated(dense_losses, 1, **terms)
         self.how: How = "once" if recorded() else "first"
 
     def __call__(self, inputs: Inputs) -> Losses:
         """The losses."""
         sizes, dtype, new = self.sizes, inputs.dtype, inputs.a.new_empty
-        walker = new((), dtype=dtype) if inputs.walker else None
-        visit = new((), dtype=dtype) if inputs.visit else None
-        p_correct = accuracy = visit_probability = None
+        weights = inputs.weights
+        loss = None if weights is None else new((), dtype=dtype)
+        walker = visit = p_correct = accuracy = visit_probability = None
+        if self.terms:
+            walker = new((), dtype=dtype) if inputs.walker else None
+            visit = new((), dtype=dtype) if inputs.visit else None
         if self.statistics:
             if inputs.walker:
                 p_correct, accuracy = new((), dtype=dtype), new((), dtype=dtype)
@@ -194,30 +201,33 @@ class Forward:
         saved = new(sizes.saved, dtype=dtype) if self.needs_gradient else None
         scratch = None if sizes.one_tile else new(self.scratch, dtype=dtype)
         given = inputs.a, inputs.bias_a, inputs.b, inputs.bias_b, inputs.labels.values
-        own = saved, scratch, walker, visit, p_correct, accuracy, visit_probability
+        own = saved, scratch, loss, walker, visit, p_correct, accuracy, visit_probability
         how, pointers = _pointers(self.how, given, own)
         a, b, batch = sizes.arguments(pointers[:7])
-        results = Results(*pointers[7:])
+        results = (*pointers[7:],)
+        if how != "again":
+            a, b, batch, results = Embeddings._make(a), Embeddings._make(b), Dense._make(batch), Results._make(results)
         scale, eps, tiny = inputs.scale, inputs.eps, self.tiny
+        weights = weights or _TERMS
         with device_guard(inputs.a):
             if sizes.one_tile:
-                self.whole(how, a, b, batch, results, scale, eps, tiny)
+                self.whole(how, a, b, batch, results, scale, eps, tiny, *weights)
             else:
                 self.scores(how, a, b, batch, scale)
                 self.trips(how, batch)
-                self.walk(how, batch, results, self.shares, eps, tiny)
+                self.walk(how, batch, results, self.shares, eps, tiny, *weights)
                 if self.programs > 1:
-                    self.losses(how, batch, results, self.programs, eps)
+                    self.losses(how, batch, results, self.programs, eps, *weights)
         if how == "first":
             self.how = "again"
-        return Losses(walker, visit, p_correct, accuracy, visit_probability, () if saved is None else (saved,))
+        return Losses(loss, walker, visit, p_correct, accuracy, visit_probability, () if saved is None else (saved,))
 
 
 class Backward:
     """The passes of a backward pass."""
 
-    def __init__(self, key: Key, walker: bool, visit: bool, needs: Needs) -> None:
-        self.sizes = sizes = Sizes(key)
+    def __init__(self, fields: tuple[Any, ...], walker: bool, visit: bool, needs: Needs) -> None:
+        self.sizes = sizes = Sizes(Key._make(fields))
         self.needs = needs
         self.by_a, self.by_b = needs[0] or needs[2], needs[1] or needs[3]
         self.scratch = backward_size(sizes.rows, sizes.columns, sizes.block)
@@ -237,15 +247,18 @@ class Backward:
         """The gradients."""
         sizes, dtype, new, needs = self.sizes, inputs.dtype, inputs.a.new_empty, self.needs
         sizes.check(saved)
-        da = new(inputs.a.shape) if self.by_a else None
-        db = new(inputs.b.shape) if self.by_b else None
+        # Half the time of new_empty.
+        da = torch.empty_like(inputs.a, memory_format=torch.contiguous_format) if self.by_a else None
+        db = torch.empty_like(inputs.b, memory_format=torch.contiguous_format) if self.by_b else None
         dbias_a = new(sizes.n, dtype=dtype) if needs[2] else None
         dbias_b = new(sizes.m, dtype=dtype) if needs[3] else None
         scratch = None if sizes.one_tile else new(self.scratch, dtype=dtype)
         given = inputs.a, inputs.bias_a, inputs.b, inputs.bias_b, inputs.labels.values, saved, grad_walker, grad_visit
         how, pointers = _pointers(self.how, given, (scratch, da, db, dbias_a, dbias_b))
         a, b, batch = sizes.arguments([*pointers[:6], pointers[8]])
-        upstream, results = pointers[6:8], (*pointers[9:], inputs.scale)
+        if how != "again":
+            a, b, batch = Embeddings._make(a), Embeddings._make(b), Dense._make(batch)
+        upstream, results = (*pointers[6:8], *(inputs.weights or _TERMS)), (*pointers[9:], inputs.scale)
         with device_guard(inputs.a):
             if sizes.one_tile:
                 self.whole(how, a, b, batch, *upstream, *results)
@@ -274,7 +287,7 @@ def _remembered(remember: Any, *arguments: Any) -> Any:
 
 def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     """See `fastassoc.backends.protocol.Backend`."""
-    forward: Forward = _remembered(_forward, _key(inputs), needs_gradient, statistics)
+    forward: Forward = _remembered(_forward, _key(inputs), needs_gradient, statistics, inputs.weights is not None)
     return forward(inputs)
 
 

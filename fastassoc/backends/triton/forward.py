@@ -10,7 +10,7 @@ from torch import Tensor, int32
 from fastassoc.backends.protocol import Ranks
 from fastassoc.backends.triton.buffers import Buffers, Sizes
 from fastassoc.backends.triton.launch import OverRanges, launch
-from fastassoc.backends.triton.plan import WAVES, Plan, ceil_div
+from fastassoc.backends.triton.plan import Plan, ceil_div
 from fastassoc.kernels.triton.buffers import (
     CLASS_FIELDS,
     EXTREME_FIELDS,
@@ -19,6 +19,7 @@ from fastassoc.kernels.triton.buffers import (
     WALKER_PART_FIELDS,
     Embeddings,
     H,
+    Results,
 )
 from fastassoc.kernels.triton.class_sizes import class_sizes
 from fastassoc.kernels.triton.forms import forms
@@ -29,11 +30,13 @@ from fastassoc.kernels.triton.rows import rows
 from fastassoc.kernels.triton.steps import steps
 from fastassoc.kernels.triton.walker import walker
 
-_LAYOUT_ROWS = 32
-"""Rows that one program of the class layout deals to slots."""
+_COUNTED_ROWS, _COUNTED_AT_A_TIME = 8, 256
+"""Rows whose classes one program counts, and rows that it compares them with at a time."""
+_LAYOUT_ROWS, _LAYOUT_AT_A_TIME = 16, 256
+"""Rows that one program of the class layout deals to slots, and rows whose classes it looks at at a time."""
 _FORM_COLUMNS = 1024
 """Columns that one program gives their weights at a time."""
-_WALKER_ROWS = 16
+_WALKER_ROWS = 8
 """Rows of a class tile that one program of the walker's part of the loss adds up; they divide those of every tile."""
 _LEAST_EPS = 1e-10
 """The least ``eps`` of the merged form, whose smallest round trips may underflow to 0."""
@@ -60,8 +63,6 @@ def _layout(plan: Plan, buffers: Buffers, classes: Tensor) -> dict[str, Any]:
         "TILES": buffers.tiles.shape[1],
         "stride_label": values.stride(0),
         "WALKER": plan.inputs.walker,
-        "BLOCK_N": _LAYOUT_ROWS,
-        "BLOCK_K": 128,
     }
 
 
@@ -71,8 +72,10 @@ def count_classes(plan: Plan, buffers: Buffers) -> Tensor:
     classes = plan.inputs.a.new_empty(CLASS_FIELDS, plan.n, dtype=int32)
     launch(
         class_sizes,
-        (ceil_div(max(plan.n, buffers.slots.shape[1]), _LAYOUT_ROWS),),
+        (ceil_div(max(plan.n, buffers.slots.shape[1]), _COUNTED_ROWS),),
         **_layout(plan, buffers, classes),
+        BLOCK_N=_COUNTED_ROWS,
+        BLOCK_K=_COUNTED_AT_A_TIME,
         ignore_index=0 if ignore_index is None else ignore_index,
         HAS_IGNORED=ignore_index is not None,
     )
@@ -86,7 +89,7 @@ def normalise(
     inputs, new, dtype = plan.inputs, plan.inputs.a.new_empty, plan.inputs.dtype
     normalisers = new(ROW_FIELDS, plan.n, dtype=dtype)
     tile = plan.config.row_normalisers
-    shares = plan.shares(tile, ceil_div(plan.n, tile.rows), plan.m, WAVES)
+    shares = plan.shares(tile, ceil_div(plan.n, tile.rows), plan.m)
     row_parts = new(ROW_PART_FIELDS, shares, plan.n, dtype=dtype)
     launch(
         row_normalisers,
@@ -110,6 +113,8 @@ def normalise(
         counts_ptr=buffers.counts,
         SHARES=row_parts.shape[1],
         CLASS_ROWS=plan.class_rows,
+        BLOCK_N=_LAYOUT_ROWS,
+        BLOCK_K=_LAYOUT_AT_A_TIME,
         BLOCK_P=64,
     )
     tile = plan.config.column_normalisers
@@ -256,29 +261,32 @@ def _sums_over_ranks(
 
 def add_up(
     plan: Plan, counts: Tensor, walker_parts: Tensor | None, visit_parts: Tensor | None, statistics: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Walker, visit, and the two statistics of the walker."""
+) -> tuple[Tensor | None, ...]:
+    """Loss, walker, visit, and the two statistics of the walker."""
     inputs = plan.inputs
-    wanted = inputs.walker, inputs.visit, inputs.walker and statistics, inputs.walker and statistics
-    results = [inputs.a.new_empty((), dtype=inputs.dtype) if x else None for x in wanted]
-    walker_loss, visit_loss, p_correct, accuracy_estimate = results
+    weighted = inputs.weights is not None
+    terms = statistics or not weighted
+    wanted = weighted, inputs.walker and terms, inputs.visit and terms, *[inputs.walker and statistics] * 2
+    results = tuple(inputs.a.new_empty((), dtype=inputs.dtype) if x else None for x in wanted)
+    walker_weight, visit_weight = inputs.weights or (1.0, 1.0)
     launch(
         losses,
         (1,),
+        results=Results._make((*results, None)),
         walker_parts_ptr=walker_parts,
         visit_parts_ptr=visit_parts,
         counts_ptr=counts,
-        walker_ptr=walker_loss,
-        p_correct_ptr=p_correct,
-        accuracy_ptr=accuracy_estimate,
-        visit_ptr=visit_loss,
         M=inputs.columns,
         WALKER_PARTS=0 if walker_parts is None else walker_parts.shape[1],
         VISIT_PARTS=0 if visit_parts is None else visit_parts.shape[0],
         eps=inputs.eps,
+        walker_weight=walker_weight,
+        visit_weight=visit_weight,
+        WALKER=inputs.walker,
+        VISIT=inputs.visit,
         BLOCK=1024,
     )
-    return walker_loss, visit_loss, p_correct, accuracy_estimate
+    return results
 
 
 def store_steps(

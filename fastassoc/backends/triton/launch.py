@@ -120,7 +120,8 @@ class Repeated:
     """Launches of a kernel that differ in nothing it is compiled for: integers, dtypes and alignment stay as they are.
 
     The "first" finds the compiled kernel, and "again" goes to it past what Triton's own launch does in Python, with
-    addresses in the place of tensors. "once" is for tensors that are aligned otherwise.
+    addresses in the place of tensors and plain tuples in that of named ones. "once" is for tensors that are aligned
+    otherwise.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], tile: Tile, constants: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +16,21 @@ from fastassoc.kernels.triton.buffers import COLUMN_FIELDS, SIZE, Embeddings, St
 from fastassoc.kernels.triton.configs import MOST_COLUMNS, Config, Tile, choose_config
 from fastassoc.kernels.triton.row_operands import row_operands
 
-WORKSPACE_BYTES = 32 * 2**20
-"""Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings."""
+WORKSPACE_BYTES = 33 * 2**20
+"""Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings. At
+4,096 rows in large classes that is 13 tiles of columns, whose gradients of scores are nearly four programs for each
+processor of an H100; with 32 MiB it would be 12, three and a half."""
 WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 35 * 2**20, 19 * 2**20
 """What the workspace and the numbers of all columns may take together, for a step of a million columns to stay within
 64 MiB; but the workspace has at least ``LEAST_WORKSPACE``."""
 MAX_ROWS_WITHOUT_SYNC = 2048
 """Up to this many rows, buffers for the worst classes are small: at most 18 MiB of round trips in float32, 33 in
 float64, and 27 of their gradient (float32 at "highest")."""
-WAVES = 4
-"""Work whose shares cost no memory to speak of is shared out for so many times the programs that run at one time."""
+_WAVES = 4
+"""Work whose shares cost no memory to speak of is shared out for up to so many times the programs that run at one
+time."""
+_FEW_WAVES = 2
+"""The same where the device alone knows how many owners there are, and they are few."""
 _LEAST_DEPTH = 16
 """Columns of an embedding that a product needs."""
 
@@ -64,9 +70,16 @@ class Plan:
         """Programs of a pass that run at one time."""
         return tile.resident * self.processors
 
-    def shares(self, tile: Tile, owners: int, columns: int, waves: int = 1) -> int:
-        """Shares of ``columns`` for each of so many owners: as many as run at one time, or ``waves`` times that."""
-        return max(1, min(waves * self.programs(tile) // max(1, owners), columns // tile.columns))
+    def shares(self, tile: Tile, owners: int, columns: int) -> int:
+        """Shares of ``columns`` for each of so many owners, of which all programs are through first."""
+        return _quickest_shares(max(1, owners), max(1, columns // tile.columns), self.programs(tile))
+
+    def kappa_items(self, tiles: int, columns: int) -> int:
+        """Programs that ``kappa`` of so many class tiles, or up to so many, is shared out for."""
+        tile = self.config.kappa
+        if not self.reads_counts:
+            return max(_FEW_WAVES * self.programs(tile), tiles)
+        return tiles * self.shares(tile, tiles, columns)
 
     def items(self, trips: int, column_tiles: int, exact: bool) -> int:
         """Programs that so many pairs, or up to so many, need as `fastassoc.kernels.triton.round_trips` has it."""
@@ -186,6 +199,16 @@ class Plan:
         for start in range(0, self.m, chunk):
             columns = min(chunk, ceil_div(self.m - start, MOST_COLUMNS) * MOST_COLUMNS)
             yield Range(Steps(workspace, slots, chunk, start), columns)
+
+
+@cache
+def _quickest_shares(owners: int, tiles: int, programs: int) -> int:
+    """Shares of so many tiles for each owner, where so many programs run at one time.
+
+    What a program does once takes about as long as a tile.
+    """
+    most = max(1, min(_WAVES * programs // owners, tiles))
+    return min(range(1, most + 1), key=lambda n: ceil_div(n * owners, programs) * (ceil_div(tiles, n) + 1))
 
 
 def tile_depth(tile: Tile, depth: int) -> int:

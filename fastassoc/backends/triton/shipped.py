@@ -93,6 +93,7 @@ def _launches(
         visit=visit,
         dtype=accumulated,
         differences=differences,
+        weights=(1.0, 1.0),
     )
     with recording(Machine(architecture, _PROCESSORS), counts) as launches:
         losses = triton.losses(inputs, needs_gradient=True, statistics=True)

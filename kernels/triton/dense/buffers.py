@@ -61,16 +61,6 @@ class Dense(NamedTuple):
     """None where all rows take part."""
 
 
-class Results(NamedTuple):
-    """Where the losses and the statistics go; None what is not wanted."""
-
-    walker_ptr: Any
-    visit_ptr: Any
-    p_correct_ptr: Any
-    accuracy_ptr: Any
-    visit_probability_ptr: Any
-
-
 def saved_size(rows: int, columns: int) -> int:
     """Numbers in ``saved``, for ``NP`` rows and ``MP`` columns."""
     return 2 * rows * columns + rows * rows + columns

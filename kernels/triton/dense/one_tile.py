@@ -16,6 +16,7 @@ from fastassoc.kernels.triton.dense.buffers import (
     store_tile,
 )
 from fastassoc.kernels.triton.dense.embedding_gradients import store_gradient
+from fastassoc.kernels.triton.dense.score_gradients import weighted_upstream
 from fastassoc.kernels.triton.dense.scores import masked_scores
 from fastassoc.kernels.triton.dense.trips import inverse_where
 from fastassoc.kernels.triton.dense.walk import visit_terms, walker_terms
@@ -26,11 +27,13 @@ from fastassoc.kernels.triton.primitives import finite_shift, joined, load_rows,
 @triton.jit
 def dense_forward(
     a, b, x, results, scale: tl.float64, eps: tl.float64, tiny: tl.float64,
+    walker_weight: tl.float64, visit_weight: tl.float64,
     WALKER: tl.constexpr, VISIT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """The losses and the statistics, and for a gradient `P_AB`, `Q`, `G` and `H`; one program."""
-    ACC: tl.constexpr = (results.walker_ptr if WALKER else results.visit_ptr).dtype.element_ty
+    term_ptr = results.walker_ptr if WALKER else results.visit_ptr
+    ACC: tl.constexpr = (term_ptr if results.loss_ptr is None else results.loss_ptr).dtype.element_ty
     _, label_i, row_ok = rows_of(x, 0, BLOCK)
     column = tl.arange(0, BLOCK)
     column_ok = column < x.M
@@ -74,14 +77,15 @@ def dense_forward(
         if x.saved_ptr is not None:
             store_tile(g_part(x), 0, 0, x.NP, g, BLOCK)
     store_losses(
-        loss.to(tl.float64), correct.to(tl.float64), root.to(tl.float64), visit_loss.to(tl.float64), kept, x.M, eps,
-        results.walker_ptr, results.p_correct_ptr, results.accuracy_ptr, results.visit_ptr,
+        results, loss.to(tl.float64), correct.to(tl.float64), root.to(tl.float64), visit_loss.to(tl.float64), kept, x.M,
+        eps, walker_weight, visit_weight, WALKER, VISIT, ACC,
     )  # fmt: skip
 
 
 @triton.jit
 def dense_backward(
-    a, b, x, grad_walker_ptr, grad_visit_ptr, da_ptr, db_ptr, dbias_a_ptr, dbias_b_ptr, scale: tl.float64,
+    a, b, x, grad_walker_ptr, grad_visit_ptr, walker_weight: tl.float64, visit_weight: tl.float64,
+    da_ptr, db_ptr, dbias_a_ptr, dbias_b_ptr, scale: tl.float64,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``da``, ``db``, ``dbias_a``, ``dbias_b``; what is not wanted is None. One program.
@@ -97,13 +101,14 @@ def dense_backward(
     if grad_walker_ptr is not None:
         g = split(load_tile(g_part(x), 0, 0, x.NP, BLOCK), PRODUCT)
         q = load_tile(q_part(x), 0, 0, x.MP, BLOCK)
-        there = product(g, split(q, PRODUCT), None, PRODUCT) * tl.load(grad_walker_ptr)
+        upstream = weighted_upstream(grad_walker_ptr, walker_weight)
+        there = product(g, split(q, PRODUCT), None, PRODUCT) * upstream
     if grad_visit_ptr is not None:
-        there += (tl.load(grad_visit_ptr) * tl.load(h_part(x) + index))[None, :]
+        there += (weighted_upstream(grad_visit_ptr, visit_weight) * tl.load(h_part(x) + index))[None, :]
     ds = p_ab * (there - tl.sum(there * p_ab, 1)[:, None])
     if grad_walker_ptr is not None:
         back = product(transposed(g), split(p_ab, PRODUCT), None, PRODUCT)
-        back *= tl.load(grad_walker_ptr)
+        back *= upstream
         ds += q * (back - tl.sum(back * q, 0)[None, :])
     ds = split(ds, PRODUCT)
     # 2. Gradients of the embeddings.

@@ -18,8 +18,14 @@ from fastassoc.kernels.triton.primitives import product, split, transposed
 
 
 @triton.jit
+def weighted_upstream(grad_ptr, weight):
+    """The upstream gradient of a term, from that of its multiple by ``weight``."""
+    return tl.load(grad_ptr) * tl.full([], weight, grad_ptr.dtype.element_ty)
+
+
+@triton.jit
 def score_gradient_tile(
-    x, grad_walker_ptr, grad_visit_ptr, i, j, BLOCK: tl.constexpr, PRODUCT: tl.constexpr
+    x, grad_walker_ptr, grad_visit_ptr, walker_weight, visit_weight, i, j, BLOCK: tl.constexpr, PRODUCT: tl.constexpr
 ):  # fmt: skip
     """Tile (i, j) of ``p_ab_ij (U_ij + h_j) + q_ij W_ij``; the sums of both terms along its rows and its columns."""
     ACC: tl.constexpr = x.scratch_ptr.dtype.element_ty
@@ -32,12 +38,12 @@ def score_gradient_tile(
             there = product(g, split(load_tile(q_part(x), k, j, x.MP, BLOCK), PRODUCT), there, PRODUCT)
             g = split(load_tile(g_part(x), k, i, x.NP, BLOCK), PRODUCT)
             back = product(transposed(g), split(load_tile(p_ab_part(x), k, j, x.MP, BLOCK), PRODUCT), back, PRODUCT)
-        upstream = tl.load(grad_walker_ptr)
+        upstream = weighted_upstream(grad_walker_ptr, walker_weight)
         there *= upstream
         back *= upstream * load_tile(q_part(x), i, j, x.MP, BLOCK)
         tl.store(kappa_parts(x, BLOCK) + i * x.MP + j * BLOCK + offs, tl.sum(back, 0))
     if grad_visit_ptr is not None:
-        there += (tl.load(grad_visit_ptr) * tl.load(h_part(x) + j * BLOCK + offs))[None, :]
+        there += (weighted_upstream(grad_visit_ptr, visit_weight) * tl.load(h_part(x) + j * BLOCK + offs))[None, :]
     there *= load_tile(p_ab_part(x), i, j, x.MP, BLOCK)
     tl.store(rho_parts(x) + j * x.NP + i * BLOCK + offs, tl.sum(there, 1))
     store_tile(matrix_part(x), i, j, x.MP, there + back, BLOCK)
@@ -45,7 +51,11 @@ def score_gradient_tile(
 
 @triton.jit
 def dense_score_gradients(
-    x, grad_walker_ptr, grad_visit_ptr, BLOCK: tl.constexpr, PRODUCT: tl.constexpr
+    x, grad_walker_ptr, grad_visit_ptr, walker_weight: tl.float64, visit_weight: tl.float64,
+    BLOCK: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """``p_ab_ij (U_ij + h_j) + q_ij W_ij``; a program owns a tile. Fills gradients, rho parts and kappa parts."""
-    score_gradient_tile(x, grad_walker_ptr, grad_visit_ptr, tl.program_id(0), tl.program_id(1), BLOCK, PRODUCT)
+    score_gradient_tile(
+        x, grad_walker_ptr, grad_visit_ptr, walker_weight, visit_weight, tl.program_id(0), tl.program_id(1), BLOCK,
+        PRODUCT,
+    )  # fmt: skip

@@ -128,18 +128,21 @@ def walk_share(
 
 
 @triton.jit
-def losses_of_shares(x, results, shares, eps, BLOCK: tl.constexpr):
+def losses_of_shares(
+    x, results, shares, eps, walker_weight, visit_weight,
+    WALKER: tl.constexpr, VISIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The losses and the statistics, from the loss parts."""
     parts_ptr = loss_parts(x, BLOCK)
     add_up(
-        parts_ptr, parts_ptr + VISIT_LOSS * shares, rows_kept(x, BLOCK), results.walker_ptr, results.p_correct_ptr,
-        results.accuracy_ptr, results.visit_ptr, x.M, shares, shares, eps, 32,
+        results, parts_ptr, parts_ptr + VISIT_LOSS * shares, rows_kept(x, BLOCK), x.M, shares, shares, eps,
+        walker_weight, visit_weight, WALKER, VISIT, 32,
     )  # fmt: skip
 
 
 @triton.jit
 def dense_walk(
-    x, results, TRIP_SHARES, eps: tl.float64, tiny: tl.float64,
+    x, results, TRIP_SHARES, eps: tl.float64, tiny: tl.float64, walker_weight: tl.float64, visit_weight: tl.float64,
     WALKER: tl.constexpr, VISIT: tl.constexpr, ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``g`` and ``h``, and the walker and the visit loss.
@@ -151,10 +154,13 @@ def dense_walk(
     walk_share(x, results, share, shares, TRIP_SHARES, eps, tiny, WALKER, VISIT, BLOCK)
     if ONE:
         tl.debug_barrier()
-        losses_of_shares(x, results, shares, eps, BLOCK)
+        losses_of_shares(x, results, shares, eps, walker_weight, visit_weight, WALKER, VISIT, BLOCK)
 
 
 @triton.jit
-def dense_losses(x, results, SHARES, eps: tl.float64, BLOCK: tl.constexpr):
+def dense_losses(
+    x, results, SHARES, eps: tl.float64, walker_weight: tl.float64, visit_weight: tl.float64,
+    WALKER: tl.constexpr, VISIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The losses and the statistics from the loss parts of ``SHARES`` programs; one program."""
-    losses_of_shares(x, results, SHARES, eps, BLOCK)
+    losses_of_shares(x, results, SHARES, eps, walker_weight, visit_weight, WALKER, VISIT, BLOCK)

@@ -120,10 +120,31 @@ def test_what_is_remembered_is_told_apart() -> None:
     assert 1e-3 in given
 
 
+def test_the_loss_and_its_terms_are_told_apart() -> None:
+    step = Step(20, 30)
+
+    def made(launches: list[Any]) -> tuple[list[int], list[Any]]:
+        """Which results the forward pass has a place for, and the weights of both passes."""
+        forward, backward = launches
+        return [k for k, x in enumerate(forward[3]) if x is not None], [forward[7:9], backward[5:7]]
+
+    with nothing_launched() as driver:
+        for _ in range(3):
+            step(driver)
+            assert made(driver.arguments) == ([0], [(1.0, 1.0)] * 2)
+            step(driver, walker_weight=0.5, visit_weight=-2.0)
+            assert made(driver.arguments) == ([0], [(0.5, -2.0)] * 2)
+            driver.arguments.clear()
+            sum(fastassoc.walker_visit_losses(step.a, step.b, step.labels, backend="triton")).backward()
+            assert made(driver.arguments) == ([1, 2], [(1.0, 1.0)] * 2)
+        assert dense._forward.cache_info().currsize == 2
+
+
 def test_devices_of_one_kind_are_told_apart() -> None:
     # A kernel that one of them loaded is not there on the other.
     with recording(Machine("sm_90", 132)):
-        a, b = (dense._key(meta_inputs(100, columns=100)._replace(a=torch.empty(100, 128, device=x))) for x in DEVICES)
+        inputs = (meta_inputs(100, columns=100)._replace(a=torch.empty(100, 128, device=x)) for x in DEVICES)
+        a, b = (dense.Key._make(dense._key(x)) for x in inputs)
     assert a.machine == b.machine
     assert a != b
 

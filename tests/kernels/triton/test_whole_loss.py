@@ -239,6 +239,36 @@ def test_what_is_not_finite_gives_nan(value: float, side: str, weights: tuple[fl
 
 
 @BOTH_PASSES
+@pytest.mark.parametrize("weights", [(0.3, -2.0), (1.0, 1.0), (0.0, 0.7), (-0.7, 0.0)], ids=str)
+def test_the_loss_is_the_weighted_sum_of_what_statistics_have(weights: tuple[float, float]) -> None:
+    case = make_case(40, 70, 5, 3, dtype=torch.float32)
+    options = {"walker_weight": weights[0], "visit_weight": weights[1]}
+    loss, statistics = fastassoc.walker_visit_loss(*on_device(case), return_stats=True, backend="triton", **options)
+    parts = [weight * term.double() for weight, term in zip(weights, statistics[:2], strict=True)]
+    assert abs(float(loss.double() - sum(parts))) <= float(loss.abs()) * torch.finfo(torch.float32).eps
+    # The terms are those without weights.
+    terms = fastassoc.walker_visit_losses(*on_device(case), backend="triton")
+    assert all(torch.equal(x, y) for x, y in zip(statistics[:2], terms, strict=True))
+    mine, exact = run(case, **options), evaluate(reference.walker_visit_loss, case, torch.float64, **options)
+    assert_as_exact_as(mine, evaluate(reference.walker_visit_loss, case, torch.float32, **options), exact, case)
+
+
+@BOTH_PASSES
+def test_a_term_without_weight_counts_where_it_is_nan() -> None:
+    # Rows of one class that no walk connects.
+    a = torch.eye(2)
+    case = on_device(Case(a, 1000.0 * a, torch.zeros(2, dtype=torch.int64)))
+    loss, statistics = fastassoc.walker_visit_loss(
+        *case, walker_weight=0.0, eps=0.0, return_stats=True, backend="triton"
+    )
+    assert statistics.walker.isinf()
+    assert torch.equal(loss, statistics.visit)
+    case.b[0, 0] = float("nan")
+    loss, _ = fastassoc.walker_visit_loss(*case, walker_weight=0.0, return_stats=True, backend="triton")
+    assert loss.isnan()
+
+
+@BOTH_PASSES
 def test_gradcheck() -> None:
     case = on_device(make_case(4, 5, 2, 2))
     a, b = case.a.requires_grad_(), case.b.requires_grad_()

@@ -136,7 +136,7 @@ def _forward(walk: Walk, needs_gradient: bool, statistics: bool, shifted: bool) 
         if inputs.visit:
             visit_probability = walk.memory[sizes.visit : sizes.visit + columns].clone()
     saved = (walk.memory,) if needs_gradient else ()
-    return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability, saved)
+    return Losses(None, walker, visit, p_correct, accuracy_estimate, visit_probability, saved)
 
 
 def _holds(eps: float, found: ctypes.Array[ctypes.c_float], u_limits: tuple[float, float], all_columns: bool) -> bool:

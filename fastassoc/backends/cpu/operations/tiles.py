@@ -35,7 +35,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     if visit_sum is not None:
         visit = visit_sum.mul(-1.0 / inputs.columns).add_(math.log1p(inputs.columns * eps))
     kept = (p_aba, visit_probability, rho_visit, *saved) if needs_gradient else ()
-    return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, kept)
+    return Losses(None, walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, kept)
 
 
 def gradients(

@@ -82,7 +82,7 @@ def losses(inputs: Inputs, needs_gradient: bool, statistics: bool) -> Losses:
     if statistics:
         p_correct, accuracy_estimate = walk_statistics(p_aba, blocks)
     saved = (x, v, None if a is inputs.a else a, p_ab, q) if needs_gradient else ()
-    return Losses(walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, saved)
+    return Losses(None, walker, visit, p_correct, accuracy_estimate, visit_probability if statistics else None, saved)
 
 
 def gradients(
