@@ -140,6 +140,19 @@ def test_the_loss_and_its_terms_are_told_apart() -> None:
         assert dense._forward.cache_info().currsize == 2
 
 
+@SIZES
+def test_a_step_computes_nothing_with_operations(rows: int, columns: int) -> None:
+    step = Step(rows, columns)
+    with nothing_launched() as driver:
+        step(driver, visit_weight=0.5)
+        step.a.grad = step.b.grad = None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            step(driver, visit_weight=0.5)
+    found = {x.name.removeprefix("aten::") for x in profile.events() if x.name.startswith("aten::")}
+    # The upstream gradient of a loss is a 1, which autograd makes.
+    assert found <= {"empty", "empty_like", "empty_strided", "new_empty", "detach", "ones_like", "fill_"}
+
+
 def test_devices_of_one_kind_are_told_apart() -> None:
     # A kernel that one of them loaded is not there on the other.
     with recording(Machine("sm_90", 132)):
