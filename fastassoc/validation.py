@@ -89,27 +89,30 @@ def _check_memory(name: str, x: Tensor) -> None:
         )
 
 
-Form = tuple[torch.Size, torch.dtype, torch.device] | None
+Form = tuple[torch.Size, torch.dtype, torch.device, int] | None
 
 
 _NAMES = ("a", "b", "temperature")
 
 
 def forms(tensors: tuple[Tensor | None, ...]) -> list[Form]:
-    """Shape, dtype and device of tensors, which `check_unchanged` compares with later."""
-    return [None if x is None else (x.shape, x.dtype, x.device) for x in tensors]
+    """Shape, dtype, device and bytes of memory of tensors, which `check_unchanged` compares with later."""
+    return [None if x is None else (x.shape, x.dtype, x.device, x.untyped_storage().nbytes()) for x in tensors]
 
 
 def check_unchanged(expected: list[Form], tensors: tuple[Tensor | None, ...]) -> None:
     """Tensors kept for the backward pass, ``a``, ``b`` and temperature first, are as the forward pass left them."""
     found = forms(tensors)
-    if found != expected:
-        number = next(number for number, form in enumerate(expected) if found[number] != form)
-        name = _NAMES[number] if number < len(_NAMES) else "a tensor saved by the forward pass"
-        raise RuntimeError(
-            f"{name} changed between the forward and the backward pass of fastassoc's loss: "
-            f"it was {_described(expected[number])}, and is {_described(found[number])}"
-        )
+    if found == expected:
+        return
+    for number, (before, now) in enumerate(zip(expected, found, strict=True)):
+        # Hooks on saved tensors may bring back one with memory of its own.
+        if _described(before) != _described(now):
+            name = _NAMES[number] if number < len(_NAMES) else "a tensor saved by the forward pass"
+            raise RuntimeError(
+                f"{name} changed between the forward and the backward pass of fastassoc's loss: "
+                f"it was {_described(before)}, and is {_described(now)}"
+            )
     # What the forward pass made itself nobody else frees.
     for number, x in enumerate(tensors[: len(_NAMES)]):
         if x is not None:

@@ -43,9 +43,8 @@ _REMEMBERED = 64
 class Key(NamedTuple):
     """All about a call that decides how it is computed."""
 
-    machine: Machine
     device: torch.device
-    """A kernel is loaded on one device."""
+    """A kernel is loaded on one device, and made for its machine."""
     dtype: torch.dtype
     shape_a: torch.Size
     shape_b: torch.Size
@@ -76,10 +75,9 @@ def _key(inputs: Inputs) -> tuple[Any, ...]:
     """The fields of a `Key`, which itself takes twice as long to make."""
     a, b, bias_a, _, labels, _, _, walker, visit, dtype, differences, _, _ = inputs
     values, ignore_index, float32_products = labels
-    device = a.device
     return (
-        machine(device), device, a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(),
-        ignore_index, float32_products, bias_a is not None, dtype, differences, walker, visit,
+        a.device, a.dtype, a.shape, b.shape, a.stride(), b.stride(), values.dtype, values.stride(), ignore_index,
+        float32_products, bias_a is not None, dtype, differences, walker, visit,
     )  # fmt: skip
 
 
@@ -112,8 +110,9 @@ class Sizes:
         self.key = key
         self.n, self.d = key.shape_a
         self.m = key.shape_b[0]
-        precision = choose_precision(key.dtype, key.machine, key.float32_products)
-        self.tile, self.one_tile = _tile(key.machine, precision, key.dtype, self.n, self.m)
+        self.machine = machine(key.device)
+        precision = choose_precision(key.dtype, self.machine, key.float32_products)
+        self.tile, self.one_tile = _tile(self.machine, precision, key.dtype, self.n, self.m)
         self.block = self.tile.rows
         self.row_tiles, self.column_tiles = ceil_div(self.n, self.block), ceil_div(self.m, self.block)
         self.rows, self.columns = self.row_tiles * self.block, self.column_tiles * self.block
@@ -169,7 +168,7 @@ class Forward:
         self.needs_gradient, self.statistics = needs_gradient, statistics
         self.terms = statistics or not weighted
         pairs = sizes.row_tiles ** (2 if key.walker else 1)
-        self.shares = max(1, min(key.machine.processors // pairs, sizes.column_tiles, _MOST_SHARES))
+        self.shares = max(1, min(sizes.machine.processors // pairs, sizes.column_tiles, _MOST_SHARES))
         self.programs = 1 if sizes.n <= FEW_ROWS else sizes.row_tiles
         self.scratch = forward_size(sizes.rows, sizes.columns, sizes.block, self.shares)
         self.tiny = torch.finfo(key.accumulated).tiny

@@ -10,6 +10,8 @@ from torch import Tensor
 from fastassoc import validation
 from fastassoc.backends.triton.precision import float32_products
 
+_NOT_IN_KERNELS = frozenset((torch.uint16, torch.uint32, torch.uint64))
+
 
 class Labels(NamedTuple):
     """What a call makes of its labels."""
@@ -23,9 +25,9 @@ class Labels(NamedTuple):
 
 def labels_on(device: torch.device, labels: Tensor, ignore_index: int | None, dtype: torch.dtype) -> Labels:
     """Labels on that device. Those on the CPU must leave a row that takes part; those on a device are not read."""
-    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) or (dtype == torch.float64 and labels.itemsize < 4):
-        # Kernels take none of the first; beyond int64 values wrap around, one to one. And Triton 3.7 does not compile
-        # products in float64 of what labels of fewer than 32 bits had a part in.
+    if labels.dtype in _NOT_IN_KERNELS or (dtype == torch.float64 and labels.itemsize < 4):
+        # Beyond int64 values wrap around, one to one. And Triton 3.7 does not compile products in float64 of what
+        # labels of fewer than 32 bits had a part in.
         labels = labels.to(torch.int64)
     if ignore_index is not None and labels.device.type == "cpu":
         # An index beyond a narrower dtype would wrap around.

@@ -15,7 +15,7 @@ import fastassoc
 from benchmarks.host import nothing_launched
 from fastassoc.backends import triton
 from fastassoc.backends.triton import dense
-from fastassoc.backends.triton.launch import Machine, recording
+from fastassoc.backends.triton.launch import Machine, machine, recording
 from fastassoc.kernels.triton.dense.buffers import Dense
 from tests.backends.triton.support import meta_inputs
 from tests.cases import make_case
@@ -156,9 +156,9 @@ def test_a_step_computes_nothing_with_operations(rows: int, columns: int) -> Non
 def test_devices_of_one_kind_are_told_apart() -> None:
     # A kernel that one of them loaded is not there on the other.
     with recording(Machine("sm_90", 132)):
-        inputs = (meta_inputs(100, columns=100)._replace(a=torch.empty(100, 128, device=x)) for x in DEVICES)
-        a, b = (dense.Key._make(dense._key(x)) for x in inputs)
-    assert a.machine == b.machine
+        assert machine(DEVICES[0]) == machine(DEVICES[1])
+    inputs = (meta_inputs(100, columns=100)._replace(a=torch.empty(100, 128, device=x)) for x in DEVICES)
+    a, b = (dense._key(x) for x in inputs)
     assert a != b
 
 
