@@ -103,7 +103,7 @@ _GROUPS = {
 """Groups of rows that an architecture takes the first of; sm_86, sm_89, sm_120 and those not known take `_USUAL`."""
 
 _HOPPER_TF32 = Config(
-    row_normalisers=Tile(128, 64, 128, 8, 1, 3),
+    row_normalisers=Tile(128, 64, 128, 8, 1, 4),
     column_normalisers=Tile(64, 64, 128, 4, 1, 4),
     steps=Tile(128, 64, 128, 4, 1, 2),
     round_trips=Tile(128, 64, 128, 4, 1, 2),
@@ -176,7 +176,7 @@ _TABLE: dict[tuple[str, str], tuple[tuple[int, Config], ...]] = {
         (
             0,
             Config(
-                row_normalisers=Tile(64, 64, 128, 4, 2, 3),
+                row_normalisers=Tile(64, 64, 128, 4, 2, 4),
                 column_normalisers=Tile(64, 64, 128, 4, 3, 3),
                 steps=Tile(128, 128, 128, 8, 2, 2),
                 round_trips=Tile(128, 64, 128, 4, 2, 2),

@@ -163,6 +163,7 @@ def normalise(
         KEEP_FACTOR=plan.precision.others != "bf16",
         CLASS_ROWS=plan.class_rows,
         BLOCK=_FORM_COLUMNS,
+        warps=8,
     )
     return Normalised(classes, visit_probability, visit_parts)
 
@@ -285,6 +286,7 @@ def add_up(
         WALKER=inputs.walker,
         VISIT=inputs.visit,
         BLOCK=1024,
+        warps=8,
     )
     return results
 

@@ -208,7 +208,9 @@ def _quickest_shares(owners: int, tiles: int, programs: int) -> int:
     What a program does once takes about as long as a tile.
     """
     most = max(1, min(_WAVES * programs // owners, tiles))
-    return min(range(1, most + 1), key=lambda n: ceil_div(n * owners, programs) * (ceil_div(tiles, n) + 1))
+    # Half as many at least: how many run at one time is not the same for every kind of numbers.
+    counts = range(max(1, most // 2), most + 1)
+    return min(counts, key=lambda n: ceil_div(n * owners, programs) * (ceil_div(tiles, n) + 1))
 
 
 def tile_depth(tile: Tile, depth: int) -> int:
