@@ -126,7 +126,7 @@ def walker_visit_loss(
     The walker loss is smallest when every round trip ends in the class where it began, the visit loss when all rows of
     ``b`` are met equally often. No N x N matrix is held beyond small batches. One N x M matrix is kept for the backward
     pass where it takes up to 256 MiB; beyond, memory does not grow with it: next to inputs and gradients it is
-    ``O(N D + M + sum over classes of n_c^2)`` plus a workspace of 32 MiB (more above N = 15,000, where the smallest
+    ``O(N D + M + sum over classes of n_c^2)`` plus a workspace of 33 MiB (more above N = 15,000, where the smallest
     tiles outgrow it). What was used, up to 288 MiB, stays with the process for the next call.
 
     Args:

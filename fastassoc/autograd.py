@@ -1,4 +1,4 @@
-"""What a backend computes, as two losses that can be differentiated any number of times.
+"""What a backend computes, as a loss or its two terms, which can be differentiated any number of times.
 
 First derivatives are the backend's. Second ones, which few need, are those of the dense specification.
 """
@@ -50,7 +50,7 @@ class WalkerVisitFunction(_ReverseOnly):
             ctx.save_for_backward(*tensors)
         if not call.statistics:
             return tuple(results[:_DIFFERENTIABLE])
-        for_statistics = results[1 if call.weights else _DIFFERENTIABLE :]
+        for_statistics = results[_DIFFERENTIABLE if call.weights is None else 1 :]
         ctx.mark_non_differentiable(*(x for x in for_statistics if x is not None))
         return tuple(results)
 
@@ -68,7 +68,7 @@ def _backward(
     ctx: Any, grad_loss: Tensor | None, grad_walker: Tensor | None, grad_visit: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     call, precision, labels, labels_version, forms = ctx.made
-    if call.weights:
+    if call.weights is not None:
         grad_walker = grad_loss if call.walker and call.weights[0] else None
         grad_visit = grad_loss if call.visit and call.weights[1] else None
     if grad_walker is None and grad_visit is None:
@@ -89,7 +89,7 @@ def _backward(
             "labels were changed in place between the forward pass of fastassoc's loss and a backward pass "
             "with create_graph=True or under a transform, or were made under inference_mode: pass a copy of them"
         )
-    if call.weights:
+    if call.weights is not None:
         grad_walker, grad_visit = (
             x if x is None else x * y for x, y in zip((grad_walker, grad_visit), call.weights, strict=True)
         )

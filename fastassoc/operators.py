@@ -18,8 +18,8 @@ from fastassoc import computation, validation
 from fastassoc.backends import choose_backend
 from fastassoc.computation import Call
 
-_NO_MORE_THAN_MEMORY = frozenset((*validation.ORDINARY, float, int, type(None)))
-"""Types of what a call has most; to ask whether something is a tensor takes longer."""
+_USUAL_TYPES = frozenset((*validation.ORDINARY, float, int, type(None)))
+"""Types of most arguments: they are looked up in less time than `isinstance` takes."""
 RESULTS = 5
 """Walker, visit, p_correct, accuracy estimate, visit probabilities; behind them comes what is saved."""
 
@@ -30,7 +30,7 @@ def needed(*tensors: Any) -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any([type(x) not in _NO_MORE_THAN_MEMORY and isinstance(x, Tensor) for x in tensors])
+        or any([type(x) not in _USUAL_TYPES and isinstance(x, Tensor) for x in tensors])
     )
 
 

@@ -107,7 +107,7 @@ def check_unchanged(expected: list[Form], tensors: tuple[Tensor | None, ...]) ->
         return
     for number, (before, now) in enumerate(zip(expected, found, strict=True)):
         # Hooks on saved tensors may bring back one with memory of its own.
-        if _described(before) != _described(now):
+        if (before and before[:3]) != (now and now[:3]):
             name = _NAMES[number] if number < len(_NAMES) else "a tensor saved by the forward pass"
             raise RuntimeError(
                 f"{name} changed between the forward and the backward pass of fastassoc's loss: "

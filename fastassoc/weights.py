@@ -15,7 +15,7 @@ def is_zero(weight: Weight) -> bool:
 
 
 def weighted_sum(walker: Tensor | None, walker_weight: Weight, visit: Tensor | None, visit_weight: Weight) -> Tensor:
-    """The loss from the terms that were computed, of which one has a weight."""
+    """The loss from the terms that were computed: those with a weight, or both where statistics want them."""
     if visit is None:
         assert walker is not None
         return _scaled(walker, walker_weight)

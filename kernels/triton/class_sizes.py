@@ -33,11 +33,10 @@ def class_sizes(
     # 1. Counting: N^2 comparisons of integers, less than the launches of a sort.
     label = tl.load(labels_ptr + i.to(tl.int64) * stride_label, mask=i < N, other=0).to(tl.int64)
     if WALKER:
-        # There are more slots than rows.
-        first = tl.minimum(tl.program_id(0) * BLOCK_N, N)
-        end = tl.where(first < N, N, 0)
+        # There are more slots than rows: nothing is counted for what lies beyond N.
+        first = tl.program_id(0) * BLOCK_N
         before = count_equal(labels_ptr, label, 0, tl.where(first < N, first, 0), stride_label, BLOCK_N, BLOCK_K)
-        size = before + count_equal(labels_ptr, label, first, end, stride_label, BLOCK_N, BLOCK_K)
+        size = before + count_equal(labels_ptr, label, first, N, stride_label, BLOCK_N, BLOCK_K)
         rank = before + tl.sum(((label[:, None] == label[None, :]) & (i[None, :] < i[:, None])).to(tl.int32), 1)
     else:
         size, rank = tl.full([BLOCK_N], 1, dtype=tl.int32), tl.zeros([BLOCK_N], dtype=tl.int32)

@@ -65,7 +65,7 @@ def at(values, index, positions):
 
 @triton.constexpr_function
 def few(class_rows):
-    """Every ``k`` up to this one is that of some size; the sizes of all larger ``k`` are below it."""
+    """The largest ``k`` up to which every one is that of some size. A larger one is that of one size or none."""
     return math.isqrt(class_rows)
 
 

@@ -30,7 +30,6 @@ def add_shares(
     total = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
     bias = tl.zeros([BLOCK_N], dtype=ACC)
     for start in range(0, count, LOADED):
-        # Each thread adds up its own.
         share = start + tl.arange(0, LOADED)
         line = source[None, :] + share.to(tl.int64)[:, None] * stride
         there = (share < count)[:, None] & ok[None, :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,13 @@ import fastassoc
 from fastassoc.backends import choose_backend
 
 A, B, LABELS = torch.randn(4, 3), torch.randn(5, 3), torch.arange(4)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> Iterator[None]:
+    choose_backend.cache_clear()
+    yield
+    choose_backend.cache_clear()
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from fastassoc.kernels.triton.buffers import (
     Results,
 )
 from fastassoc.kernels.triton.class_sizes import class_sizes
+from fastassoc.kernels.triton.configs import Tile
 from fastassoc.kernels.triton.forms import forms
 from fastassoc.kernels.triton.losses import losses
 from fastassoc.kernels.triton.normalisers import column_normalisers, row_normalisers
@@ -34,8 +35,8 @@ _COUNTED_ROWS, _COUNTED_AT_A_TIME = 8, 256
 """Rows whose classes one program counts, and rows that it compares them with at a time."""
 _LAYOUT_ROWS, _LAYOUT_AT_A_TIME = 16, 256
 """Rows that one program of the class layout deals to slots, and rows whose classes it looks at at a time."""
-_FORM_COLUMNS = 1024
-"""Columns that one program gives their weights at a time."""
+_LINE = Tile(rows=1, columns=1024, depth=1, warps=8, stages=3)
+"""Columns that a program of `forms` weighs at a time, and shares that the one of `losses` adds up."""
 _WALKER_ROWS = 8
 """Rows of a class tile that one program of the walker's part of the loss adds up; they divide those of every tile."""
 _LEAST_EPS = 1e-10
@@ -148,7 +149,8 @@ def normalise(
         buffers.columns[H.value].mul_(plan.m / inputs.ranks.columns)
     launch(
         forms,
-        (max(buffers.tiles.shape[1], min(ceil_div(plan.m, _FORM_COLUMNS), plan.processors)),),
+        (max(buffers.tiles.shape[1], min(ceil_div(plan.m, _LINE.columns), plan.processors)),),
+        _LINE,
         rows_ptr=normalisers,
         extremes_ptr=extremes,
         slots_ptr=buffers.slots,
@@ -162,8 +164,7 @@ def normalise(
         MAY_MERGE=inputs.eps >= _LEAST_EPS,
         KEEP_FACTOR=plan.precision.others != "bf16",
         CLASS_ROWS=plan.class_rows,
-        BLOCK=_FORM_COLUMNS,
-        warps=8,
+        BLOCK=_LINE.columns,
     )
     return Normalised(classes, visit_probability, visit_parts)
 
@@ -273,6 +274,7 @@ def add_up(
     launch(
         losses,
         (1,),
+        _LINE,
         results=Results._make((*results, None)),
         walker_parts_ptr=walker_parts,
         visit_parts_ptr=visit_parts,
@@ -285,8 +287,7 @@ def add_up(
         visit_weight=visit_weight,
         WALKER=inputs.walker,
         VISIT=inputs.visit,
-        BLOCK=1024,
-        warps=8,
+        BLOCK=_LINE.columns,
     )
     return results
 

@@ -104,9 +104,9 @@ def recording(machine: Machine, counts: tuple[int, ...] | None = None) -> Iterat
         _recording = before
 
 
-def launch(kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, warps: int = 4, **arguments: Any) -> Any:
-    """``kernel[grid](**arguments)``, with the warps and stages of a tile if given; the compiled kernel, if one ran."""
-    warps, stages = (warps, 3) if tile is None else (tile.warps, tile.stages)
+def launch(kernel: Any, grid: tuple[int, ...], tile: Tile | None = None, **arguments: Any) -> Any:
+    """``kernel[grid](**arguments)`` with the warps and stages of the tile; the compiled kernel, if one ran."""
+    warps, stages = (4, 3) if tile is None else (tile.warps, tile.stages)
     if _recording is not None:
         _recording.launches.append(Launch(kernel, grid, arguments, warps, stages))
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,9 @@ from fastassoc.kernels.triton.configs import MOST_COLUMNS, Config, Tile, choose_
 from fastassoc.kernels.triton.row_operands import row_operands
 
 WORKSPACE_BYTES = 33 * 2**20
-"""Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings. At
-4,096 rows in large classes that is 13 tiles of columns, whose gradients of scores are nearly four programs for each
-processor of an H100; with 32 MiB it would be 12, three and a half."""
+"""Of what is kept of a range of columns: what the second-level cache of a large GPU holds beside the embeddings. For
+4,096 rows of ten classes in bf16 that is 13 tiles of columns, whose gradients of scores are nearly four programs for
+each processor of an H100; with 32 MiB it would be 12, and three and a half."""
 WORKSPACE_AND_COLUMNS, LEAST_WORKSPACE = 35 * 2**20, 19 * 2**20
 """What the workspace and the numbers of all columns may take together, for a step of a million columns to stay within
 64 MiB; but the workspace has at least ``LEAST_WORKSPACE``."""
@@ -30,7 +30,7 @@ _WAVES = 4
 """Work whose shares cost no memory to speak of is shared out for up to so many times the programs that run at one
 time."""
 _FEW_WAVES = 2
-"""The same where the device alone knows how many owners there are, and they are few."""
+"""The same where the device alone knows how many owners share it out: fewer than such programs."""
 _LEAST_DEPTH = 16
 """Columns of an embedding that a product needs."""
 
@@ -71,8 +71,8 @@ class Plan:
         return tile.resident * self.processors
 
     def shares(self, tile: Tile, owners: int, columns: int) -> int:
-        """Shares of ``columns`` for each of so many owners, of which all programs are through first."""
-        return _quickest_shares(max(1, owners), max(1, columns // tile.columns), self.programs(tile))
+        """Shares of ``columns`` for each of so many owners, with which the last program ends earliest."""
+        return _quickest_shares(max(1, owners), ceil_div(columns, tile.columns), self.programs(tile))
 
     def kappa_items(self, tiles: int, columns: int) -> int:
         """Programs that ``kappa`` of so many class tiles, or up to so many, is shared out for."""
@@ -201,16 +201,17 @@ class Plan:
             yield Range(Steps(workspace, slots, chunk, start), columns)
 
 
-@cache
+@lru_cache(64)
 def _quickest_shares(owners: int, tiles: int, programs: int) -> int:
-    """Shares of so many tiles for each owner, where so many programs run at one time.
+    """Shares of so many tiles for each owner, where so many programs run at one time; none is empty.
 
     What a program does once takes about as long as a tile.
     """
     most = max(1, min(_WAVES * programs // owners, tiles))
-    # Half as many at least: how many run at one time is not the same for every kind of numbers.
+    # Half as many at least: with some dtypes fewer programs run at one time, with some more.
     counts = range(max(1, most // 2), most + 1)
-    return min(counts, key=lambda n: ceil_div(n * owners, programs) * (ceil_div(tiles, n) + 1))
+    quickest = min(counts, key=lambda n: ceil_div(n * owners, programs) * (ceil_div(tiles, n) + 1))
+    return ceil_div(tiles, ceil_div(tiles, quickest))
 
 
 def tile_depth(tile: Tile, depth: int) -> int:

@@ -177,6 +177,7 @@ def test_three_classes_of_41_rows_share_a_tile_of_128(monkeypatch: pytest.Monkey
     if DEVICE == "cpu":
         # Fewer programs to interpret.
         monkeypatch.setattr(forward, "_LAYOUT_ROWS", 512)
+        monkeypatch.setattr(forward, "_COUNTED_ROWS", 512)
     found = layout(sized_classes([41] * 100))
     assert (found.class_rows, found.kept, found.tile_count, found.pair_count) == (128, 4100, 34, 34)
 
@@ -185,8 +186,17 @@ def test_three_classes_of_41_rows_share_a_tile_of_128(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "sizes", [[17] * 7, [33] * 5, [65] * 3, [65, 33, 33, 22, 17, 17, 17, 17, 13, 9, 5, 3, 2, 1]], ids=str
 )
-def test_sizes_that_leave_the_most_room(sizes: list[int]) -> None:
+@pytest.mark.parametrize("class_rows", [16, 32, 64, 128])
+def test_sizes_that_leave_the_most_room(sizes: list[int], class_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_class_tiles(monkeypatch, class_rows)
     check(sized_classes(sizes))
+
+
+@pytest.mark.parametrize("class_rows", [16, 32, 64, 128])
+def test_the_least_and_the_largest_classes_of_every_kind(class_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_class_tiles(monkeypatch, class_rows)
+    fits = {class_rows // size for size in range(1, class_rows + 1)}
+    check(sized_classes([*(class_rows // k for k in fits), *(class_rows // (k + 1) + 1 for k in fits), class_rows + 1]))
 
 
 @settings(max_examples=12)

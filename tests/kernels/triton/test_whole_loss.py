@@ -15,11 +15,13 @@ import fastassoc
 from fastassoc import reference
 from fastassoc.backends import triton
 from fastassoc.backends.protocol import Inputs
-from fastassoc.backends.triton import forward, plan
+from fastassoc.backends.triton import forward, launch, plan
 from fastassoc.backends.triton.labels import Labels
 from fastassoc.backends.triton.precision import Precision
-from fastassoc.kernels.triton.buffers import FACTOR
+from fastassoc.kernels.triton.buffers import FACTOR, Results
 from fastassoc.kernels.triton.forms import forms
+from fastassoc.kernels.triton.losses import losses
+from fastassoc.kernels.triton.walker import RHO_SHARES
 from tests.cases import Case, Result, assert_as_exact_as, assert_close, evaluate, make_case, relative_error
 from tests.kernels.triton.support import DEVICE, FLOAT64, Trace, multiply_as_at_high, on_device, run, sized_classes
 
@@ -150,6 +152,36 @@ def test_classes_of_1_to_300_rows() -> None:
     labels = sized_classes([1, 2, 63, 64, 65, 300])
     case = make_case(len(labels), 70, 20, 1, scale=0.7)._replace(labels=labels)
     assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
+
+
+def test_more_shares_than_the_walker_adds_up_at_a_time(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr(launch, "_device_machine", lambda device: launch.Machine("interpreter", 200))
+    case = make_case(20, 2600, 3, 4)
+    assert_close(run(case), evaluate(reference.walker_visit_loss, case), FLOAT64)
+    assert len(trace.arguments("walker")["rho_ptr"]) > RHO_SHARES.value
+
+
+@pytest.mark.parametrize("walker", [math.nan, math.inf, 3.0])
+def test_what_a_term_without_weight_adds(walker: float) -> None:
+    parts, loss = torch.tensor([walker, 0.0, 0.0], device=DEVICE), torch.empty(1, device=DEVICE)
+    counts = torch.tensor([4, 1, 1, 0], dtype=torch.int32, device=DEVICE)
+    losses[(1,)](
+        results=Results(loss, *[None] * 5),
+        walker_parts_ptr=parts,
+        visit_parts_ptr=torch.full((1,), 7.0, device=DEVICE),
+        counts_ptr=counts,
+        M=7,
+        WALKER_PARTS=1,
+        VISIT_PARTS=1,
+        eps=0.0,
+        walker_weight=0.0,
+        visit_weight=2.0,
+        WALKER=True,
+        VISIT=True,
+        BLOCK=16,
+    )
+    assert loss.isnan() if math.isnan(walker) else loss == 2.0
 
 
 def test_more_rows_than_go_without_reading_a_size_back(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
