@@ -91,7 +91,8 @@ def _backward(
         )
     if call.weights is not None:
         grad_walker, grad_visit = (
-            x if x is None else x * y for x, y in zip((grad_walker, grad_visit), call.weights, strict=True)
+            None if grad is None else grad * weight
+            for grad, weight in zip((grad_walker, grad_visit), call.weights, strict=True)
         )
         call = call._replace(weights=None)
     options = call.ignore_index, call.scale, call.euclidean, call.eps, call.walker, call.visit
