@@ -86,7 +86,7 @@ MEMORY = (
     Batch(2048, 16384),
     Batch(4096, 16384),
     Batch(2048, 65536),
-    *(Batch(1024, m, classes=100) for m in (4096, 16384, 65536, 262144)),
+    *(Batch(1024, m, classes=100) for m in (4096, 16384, 32768, 65536, 131072, 262144)),
 )
 GROWTH = tuple(Batch(256, m, d=64) for m in (62_500, 250_000, 1_000_000, 4_000_000))
 RANKS = tuple(Batch(1024, m) for m in (16384, 65536))
