@@ -171,7 +171,8 @@ def speedup_figure(rows: Iterable[Row], batches: Iterable[Batch], environment: s
     far = {round(y) for y, _, _, floor in bars if floor > 1.6 * longest}
     figure = Figure(figsize=(7.6, 1.9 + 0.56 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    end = 1.12 * longest
+    # Room for the arrows.
+    end = (1.3 if far else 1.12) * longest
     for y, name, times, floor in bars:
         axes.barh(y, times, height=0.36, color=_COLOURS[name])
         # In a column beside the bars, where no line crosses them.
